@@ -1,0 +1,155 @@
+r"""The Gaussian algebra of diffusion bridges between a clean x0 (t = 0) and a degraded x1 (t = 1).
+
+Every bridge here is an interpolant x_t = a_t x0 + b_t x1 + c_t eps, eps ~ N(0, I). I2SB has
+
+    a_t = bar sigma_t^2 / total,   b_t = sigma_t^2 / total,   c_t^2 = sigma_t^2 bar sigma_t^2 / total
+
+[Liu 2023, Prop. 3.3]; the Brownian bridge is its constant-beta case, and InDI
+[Delbracio & Milanfar 2023] and variance-preserving DDBM [Zhou et al. 2024] are other coefficients.
+For all of them the Gaussian reverse kernel is x_s = a_s x0 + b_s x1 + r (x_t - a_t x0 - b_t x1) + noise.
+With r = b_s / b_t the degraded image drops out: that is the Markov (DDPM) kernel of Algorithm 2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from i2sb_lib.schedule import Schedule
+
+Coefficients = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+
+
+class Step(NamedTuple):
+    """Reverse kernel x_s = x0 * k0 + x1 * k1 + xt * kt + std * noise."""
+
+    k0: Tensor
+    k1: Tensor
+    kt: Tensor
+    std: Tensor
+
+
+def expand(t: Tensor | float, x: Tensor) -> Tensor:
+    """Reshape t of shape (B,) or () so that it broadcasts against x of shape (B, *D)."""
+    t = torch.as_tensor(t, device=x.device, dtype=x.dtype)
+    if t.ndim > 1 or (t.ndim == 1 and t.shape[0] not in (1, x.shape[0])):
+        raise ValueError(
+            f"expected t of shape () or ({x.shape[0]},) for x of shape {tuple(x.shape)}, "
+            f"got {tuple(t.shape)}"
+        )
+    return t.reshape(-1, *[1] * (x.ndim - 1))
+
+
+class Bridge:
+    """A family x_t = a_t x0 + b_t x1 + c_t eps with its reverse kernels.
+
+    schedule: variance of the reference process; it also scales the training target.
+    coefficients: t -> (a_t, b_t, c_t), each of t's shape; I2SB's own when omitted.
+    Times are tensors of shape (B,) or (), or floats, in [0, 1]; x0, x1, xt are (B, *D).
+    """
+
+    def __init__(self, schedule: Schedule, coefficients: Coefficients | None = None) -> None:
+        self.schedule = schedule
+        self.coefficients: Coefficients = coefficients or self._i2sb
+
+    def _i2sb(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        fwd, bwd, total = self.schedule.var_fwd(t), self.schedule.var_bwd(t), self.schedule.total
+        return bwd / total, fwd / total, (fwd * bwd / total).sqrt()
+
+    @classmethod
+    def indi(cls, noise: float = 0.0) -> Bridge:
+        """Inversion by direct iteration: x_t = (1 - t) x0 + t x1 + t noise eps."""
+        return cls(Schedule.constant(), lambda t: (1 - t, t, noise * t))
+
+    @classmethod
+    def ddbm_vp(cls, beta_min: float = 0.1, beta_max: float = 2.0) -> Bridge:
+        """DDBM over the variance-preserving process with beta(t) linear.   [Zhou et al. 2024, Table 1]
+
+        With nu = sigma^2 / alpha^2 of the reference, x_t / alpha_t is I2SB's bridge in the clock nu
+        from x0 to x1 / alpha_1.
+        """
+
+        def integral(t: Tensor) -> Tensor:
+            return beta_min * t + (beta_max - beta_min) * t**2 / 2
+
+        def coefficients(t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            end = integral(torch.ones_like(t))
+            nu, nu1 = torch.expm1(integral(t)), torch.expm1(end)
+            alpha, alpha1 = torch.exp(-integral(t) / 2), torch.exp(-end / 2)
+            left = 1 - nu / nu1
+            return alpha * left, nu / nu1 * alpha / alpha1, alpha * (nu * left).sqrt()
+
+        return cls(Schedule.constant(), coefficients)
+
+    def q_mean_var(self, t: Tensor | float, x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the posterior q(x_t | x0, x1).   [Liu 2023, Prop. 3.3, eq. 11]
+
+        Returns mean (B, *D) and variance (B, 1, ...). Exact at both ends: t = 0 gives (x0, 0) and
+        t = 1 gives (x1, 0). Raises ValueError where x0 and x1 differ in shape.
+        """
+        if x0.shape != x1.shape:
+            raise ValueError(
+                f"x0 and x1 must have one shape, got {tuple(x0.shape)} and {tuple(x1.shape)}"
+            )
+        a, b, c = self.coefficients(expand(t, x0))
+        return a * x0 + b * x1, c**2
+
+    def q_sample(
+        self, t: Tensor | float, x0: Tensor, x1: Tensor, noise: Tensor | None = None
+    ) -> Tensor:
+        """Draw x_t ~ q(x_t | x0, x1); noise ~ N(0, I) of x0's shape is drawn if not given."""
+        mean, var = self.q_mean_var(t, x0, x1)
+        return mean + var.sqrt() * (torch.randn_like(x0) if noise is None else noise)
+
+    def step(self, s: Tensor, t: Tensor, eta: float = 1.0) -> Step:
+        """Coefficients of the reverse kernel from t to s < t that keeps every marginal q(x_s | x0, x1).
+
+        eta = 1: Markov, r = b_s / b_t, free of x1                       [Liu 2023, eq. 4]
+        eta = 0: the noise in x_t is carried on, none is added, r = c_s / c_t   [DBIM, Zheng et al. 2025]
+        Between: the added standard deviation is eta times the Markov one. Where x_t has no noise to
+        carry (c_t = 0, as at t = 1) all agree. s, t: tensors of one shape, 0 <= s < t <= 1.
+        """
+        (a_s, b_s, c_s), (a_t, b_t, c_t) = self.coefficients(s), self.coefficients(t)
+        markov = b_s / b_t
+        std = (c_s**2 - (markov * c_t) ** 2).clamp(min=0).sqrt()
+        if eta == 1.0:
+            return Step(a_s - markov * a_t, torch.zeros_like(markov), markov, std)
+        carried = c_t > 0
+        kept = (c_s**2 - (eta * std) ** 2).clamp(min=0).sqrt()
+        r = torch.where(carried, kept / torch.where(carried, c_t, 1.0), markov)
+        return Step(a_s - r * a_t, b_s - r * b_t, r, torch.where(carried, eta * std, std))
+
+    def p_mean_var(
+        self, s: Tensor | float, t: Tensor | float, x0: Tensor, xt: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the DDPM posterior p(x_s | x0, x_t), 0 <= s < t.   [Liu 2023, eq. 4]
+
+        With alpha^2 = sigma_t^2 - sigma_s^2 the mean is (alpha^2 x0 + sigma_s^2 x_t) / sigma_t^2 and
+        the variance sigma_s^2 alpha^2 / sigma_t^2: zero at s = 0, where the result is x0.
+        """
+        k0, _, kt, std = self.step(expand(s, x0), expand(t, x0))
+        return k0 * x0 + kt * xt, std**2
+
+    def std(self, t: Tensor | float, x: Tensor) -> Tensor:
+        """sigma_t, broadcastable against x: the scale of the training target."""
+        return self.schedule.var_fwd(expand(t, x)).sqrt()
+
+    def target(self, t: Tensor | float, x0: Tensor, xt: Tensor) -> Tensor:
+        """Regression target (x_t - x0) / sigma_t for t > 0.   [Liu 2023, eq. 12]
+
+        Its conditional mean given x_t is -sigma_t grad log Psi_hat(x_t, t).
+        """
+        return (xt - x0) / self.std(t, x0)
+
+    def predict_x0(self, t: Tensor | float, xt: Tensor, eps: Tensor) -> Tensor:
+        """Clean estimate x_t - sigma_t eps: the inverse of `target`."""
+        return xt - self.std(t, xt) * eps
+
+    @property
+    def total_std(self) -> float:
+        """sigma_1, the standard deviation of the reference process over the whole of [0, 1]."""
+        return math.sqrt(self.schedule.total)

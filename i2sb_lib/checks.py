@@ -1,0 +1,56 @@
+"""`check`: how the book binds a claim to a number that was measured."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+
+class CheckFailed(AssertionError):
+    """A claim of the book did not hold; the message gives the measured value and the tolerance."""
+
+
+def check(
+    claim: str,
+    measured: Any,
+    *,
+    at_most: float | None = None,
+    at_least: float | None = None,
+    within: tuple[float, float] | None = None,
+    what: str = "",
+) -> None:
+    """Assert that `measured` is at most, at least or within a tolerance, and say so in a fixed line.
+
+    claim: label of the statement, such as "prop-posterior". what: a few words on the quantity.
+    Exactly one of at_most, at_least and within (a closed interval) is given. In a notebook the
+    line carries claim, measured value and tolerance as metadata, from which appendix C is made;
+    its text does not depend on the measured value, so it is the same on every machine.
+    Raises CheckFailed where the tolerance is not met or the value is not finite, ValueError for a
+    check with no tolerance or several.
+    """
+    given = {"≤": at_most, "≥": at_least, "in": within}
+    bounds = {sign: bound for sign, bound in given.items() if bound is not None}
+    if len(bounds) != 1:
+        raise ValueError(f"check {claim!r}: expected one of at_most, at_least, within, got {bounds}")
+    ((sign, bound),) = bounds.items()
+    value = float(measured)
+    low, high = {
+        "≤": (-math.inf, at_most),
+        "≥": (at_least, math.inf),
+        "in": within or (0, 0),
+    }[sign]
+    limit = f"[{low:g}, {high:g}]" if sign == "in" else f"{bound:g}"
+    if not (math.isfinite(value) and low <= value <= high):  # type: ignore[operator]
+        raise CheckFailed(f"{claim}: {what or 'measured'} = {value:.6g}, expected {sign} {limit}")
+    line = f"✓ {claim}: {what + ' ' if what else ''}{sign} {limit}"
+    try:
+        from IPython.core.getipython import get_ipython
+        from IPython.display import publish_display_data
+    except ImportError:
+        print(line)
+        return
+    if get_ipython() is None:
+        print(line)
+        return
+    record = {"claim": claim, "what": what, "sign": sign, "limit": bound, "measured": value}
+    publish_display_data({"text/plain": line}, metadata={"i2sb_check": record})

@@ -1,0 +1,228 @@
+r"""Photographs from anywhere as one uint8 tensor (N, 3, size, size).
+
+Sources: "embedded" (photographs inside scikit-image and scikit-learn), a folder or zip of images,
+parquet in the hub's format (a file or a folder of shards), or a hub id such as
+"korexyz/celeba-hq-256x256". Whatever is larger than `size` is cropped to its central square and
+resized with Pillow's Lanczos filter, which is antialiased; 64 x 64 images pass unchanged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from i2sb_lib.images import SUFFIXES, open_image, to_tensor
+
+EMBEDDED_TRAIN = ("chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg", "china.jpg")
+EMBEDDED_TEST = ("astronaut.png", "flower.jpg")  # whole photographs held out, not crops of others
+HUB_REVISIONS = {"korexyz/celeba-hq-256x256": "42078a1fb27b6079eaab8cf453efd3d79a8b7bda"}
+_FORMAT = "lanczos-1"  # part of the cache key: change it when preparation changes
+
+
+def cache_dir() -> Path:
+    """Where prepared data sets live: $I2SB_CACHE, or ~/.cache/i2sb."""
+    return Path(os.environ.get("I2SB_CACHE", Path.home() / ".cache" / "i2sb"))
+
+
+def fit(image: Image.Image, size: int, name: str = "image") -> Tensor:
+    """Central square of an image, resized (Lanczos) to uint8 (3, size, size).
+
+    Raises ValueError where the image is smaller than `size`: enlarging would invent a clean image.
+    """
+    side = min(image.size)
+    if side < size:
+        raise ValueError(f"{name}: expected at least {size}x{size} pixels, got {image.size}")
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    image = image.crop((left, top, left + side, top + side))
+    pixels = to_tensor(image)
+    if side == size:
+        return pixels
+    resized = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    return to_tensor(resized.resize((size, size), Image.Resampling.LANCZOS))
+
+
+def embedded_photographs(split: str) -> dict[str, Image.Image]:
+    """The embedded photographs by file name; split "train" or "test" hold different photographs."""
+    import skimage
+    import sklearn.datasets
+
+    roots = [
+        Path(skimage.__file__).parent / "data",
+        Path(sklearn.datasets.__file__).parent / "images",
+    ]
+    names = {"train": EMBEDDED_TRAIN, "test": EMBEDDED_TEST}.get(split)
+    if names is None:
+        raise ValueError(f'embedded photographs have splits "train" and "test", got {split!r}')
+    files = [next((r / n for r in roots if (r / n).exists()), Path(n)) for n in names]
+    return {f.name: open_image(f).convert("RGB") for f in files}
+
+
+def _crops(split: str, size: int) -> Iterator[tuple[str, Image.Image]]:
+    """Every crop of the embedded photographs on a grid, at half and quarter scale (train: also full).
+
+    Train crops overlap by half; test crops do not.
+    """
+    for name, photo in embedded_photographs(split).items():
+        for scale in (1, 2, 4) if split == "train" else (2, 4):
+            small = photo.resize(
+                (photo.width // scale, photo.height // scale), Image.Resampling.LANCZOS
+            )
+            step = size // 2 if split == "train" else size
+            for top in range(0, small.height - size + 1, step):
+                for left in range(0, small.width - size + 1, step):
+                    where = f"{name}/{scale}@{left},{top}"
+                    yield where, small.crop((left, top, left + size, top + size))
+
+
+def _pick_split(names: list[str], split: str | None, source: str) -> str:
+    """The split to read: the one asked for, or the only one, or test, or validation."""
+    for wanted in [split] if split else [*(names if len(names) == 1 else []), "test", "validation"]:
+        if wanted in names:
+            return wanted
+    raise ValueError(f"{source}: expected split {split or 'test'!r}, got splits {sorted(names)}")
+
+
+def _of_split(files: list[Path], split: str | None, source: str) -> list[Path]:
+    """Keep the shards or sub-folders of one split, where file or folder names carry splits."""
+    tags = {f: re.match(r"(train|validation|test)(?=$|[-_.])", f.name) for f in files}
+    found = {m.group(1) for m in tags.values() if m}
+    if not found:
+        return files
+    chosen = _pick_split(sorted(found), split, source)
+    return [f for f, m in tags.items() if m and m.group(1) == chosen]
+
+
+def _hub(source: str, split: str | None) -> Any:
+    import datasets
+
+    try:
+        splits = datasets.load_dataset(source, revision=HUB_REVISIONS.get(source))
+    except Exception as error:  # the hub's client has no common base class for its errors
+        raise ValueError(
+            f"{source}: expected a file, a folder or a reachable hub id, got: {error}"
+        ) from error
+    return splits[_pick_split(list(splits), split, source)]
+
+
+def _parquet(files: list[Path]) -> Any:
+    import datasets
+
+    try:
+        return datasets.Dataset.from_parquet([str(f) for f in files], keep_in_memory=True)
+    except Exception as error:
+        names = ", ".join(f.name for f in files)
+        raise ValueError(
+            f"{names}: expected parquet in the hub's format, got: {error}"
+        ) from error
+
+
+def _rows(table: Any, source: str) -> Iterator[tuple[str, Image.Image]]:
+    import datasets
+
+    if "image" not in table.column_names:
+        raise ValueError(f'{source}: expected a column "image", got {table.column_names}')
+    for i, row in enumerate(table.cast_column("image", datasets.Image(decode=False))):
+        name = f"{source} row {i}"
+        data = row["image"]["bytes"]
+        if data is None:
+            data = Path(row["image"]["path"]).read_bytes()
+        stream = io.BytesIO(data)
+        stream.name = name
+        yield name, open_image(stream)
+
+
+def _zip(path: Path) -> Iterator[tuple[str, Image.Image]]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in sorted(archive.namelist()):
+                if name.lower().endswith(SUFFIXES) and "__MACOSX" not in name:
+                    stream = io.BytesIO(archive.read(name))
+                    stream.name = f"{path.name}/{name}"
+                    yield stream.name, open_image(stream)
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path}: expected a complete zip file, got: {error}") from None
+
+
+def _open_source(source: str, split: str | None) -> tuple[list[Path], Any]:
+    """(files whose bytes are the content, a function that yields names and images)."""
+    path = Path(source)
+    if path.is_dir():
+        shards = sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet"))
+        if shards:
+            shards = _of_split(shards, split, source)
+            return shards, lambda: _rows(_parquet(shards), source)
+        folders = _of_split([p for p in sorted(path.iterdir()) if p.is_dir()], split, source)
+        tagged = any(f.name in ("train", "validation", "test") for f in folders)
+        roots = folders if tagged else [path]
+        files = sorted(f for r in roots for f in r.rglob("*") if f.suffix.lower() in SUFFIXES)
+        return files, lambda: ((str(f), open_image(f)) for f in files)
+    if path.suffix == ".parquet" and path.is_file():
+        return [path], lambda: _rows(_parquet([path]), source)
+    if path.suffix == ".zip" and path.is_file():
+        return [path], lambda: _zip(path)
+    raise ValueError(f"{source}: expected a folder, a .zip or a .parquet file, got none there")
+
+
+def _content_key(files: list[Path], size: int) -> str:
+    digest = hashlib.sha256(f"{_FORMAT}:{size}".encode())
+    for file in files:
+        digest.update(file.name.encode())
+        with open(file, "rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:24]
+
+
+def load_images(
+    source: str, split: str | None = None, size: int = 64, progress: bool = True
+) -> Tensor:
+    """All images of a source as uint8 (N, 3, size, size), in a fixed order.
+
+    source: see the module's first lines. split: "train", "validation" or "test"; None takes the
+    only split there is, else test, else validation ("embedded": test). Files are prepared once and
+    kept in `cache_dir()` under a hash of their content; a cache file is complete or absent.
+    Raises ValueError naming the file that is corrupt, too small or missing, and for no images.
+    """
+    source = str(source)
+    name: str | None = None
+    if source == "embedded":
+        images: Any = lambda: _crops(split or "test", size)  # noqa: E731
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not Path(source).exists():
+        table = _hub(source, split)
+        images = lambda: _rows(table, source)  # noqa: E731
+        name = hashlib.sha256(f"{_FORMAT}:{size}:{table._fingerprint}".encode()).hexdigest()[:24]
+    else:
+        files, images = _open_source(source, split)
+        name = _content_key(files, size) if files else None
+    cached = cache_dir() / f"{name}.safetensors"
+    if name and cached.exists():
+        return load_file(cached)["images"]
+    bar = tqdm(images(), desc="preparing images", unit="image", disable=None if progress else True)
+    pixels = [fit(image, size, where) for where, image in bar]
+    if not pixels:
+        raise ValueError(f"{source}: expected images ({', '.join(SUFFIXES)}), got none")
+    stacked = torch.stack(pixels)
+    if name:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        partial = cached.with_suffix(f".{os.getpid()}.tmp")
+        save_file({"images": stacked}, partial)
+        os.replace(partial, cached)
+    return stacked
+
+
+def fingerprint(images: Tensor) -> str:
+    """Short hash of a uint8 tensor's shape and pixels: which data a result was made with."""
+    digest = hashlib.sha256(str(tuple(images.shape)).encode())
+    digest.update(images.contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]

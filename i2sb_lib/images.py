@@ -1,0 +1,80 @@
+"""Images in one form: float32 (B, 3, H, W) in [-1, 1] in memory, 8 bits in files and data sets."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+
+
+def check_images(x: Tensor, name: str = "images") -> Tensor:
+    """Return x if it is a floating-point (B, 3, H, W) batch in [-1, 1]; ValueError says what came.
+
+    The range may be exceeded by 0.5 (a bridge state carries noise); the two common slips, images
+    in [0, 255] and uint8, are refused.
+    """
+    if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
+        what = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"{name}: expected float images (B, 3, H, W) in [-1, 1], got {what}")
+    low, high = (float(v) for v in x.detach().aminmax())
+    if not (low >= -1.5 and high <= 1.5):
+        raise ValueError(f"{name}: expected values in [-1, 1], got [{low:.3g}, {high:.3g}]")
+    return x
+
+
+def to_float(x: Tensor) -> Tensor:
+    """uint8 in [0, 255] -> float32 in [-1, 1]; ValueError for any other dtype."""
+    if x.dtype != torch.uint8:
+        raise ValueError(f"expected uint8 images, got {x.dtype}")
+    return x.float() / 127.5 - 1
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """float in [-1, 1] -> uint8, rounded to nearest and clipped; ValueError for integers."""
+    if not x.is_floating_point():
+        raise ValueError(f"expected float images in [-1, 1], got {x.dtype}")
+    return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def quantise(x: Tensor) -> Tensor:
+    """Round to the 256 levels that a file can hold, still as floats in [-1, 1]."""
+    return to_float(to_uint8(x))
+
+
+def open_image(file: str | Path | object) -> Image.Image:
+    """Open an image upright (EXIF rotation applied); ValueError names a file that is not one."""
+    try:
+        image = Image.open(file)  # type: ignore[arg-type]
+        image.load()
+    except (OSError, SyntaxError, ValueError) as error:
+        name = getattr(file, "name", file)
+        raise ValueError(f"{name}: expected an image, got something unreadable ({error})") from None
+    return ImageOps.exif_transpose(image)
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """Any image as uint8 (3, H, W): grey is repeated, alpha is composed over white."""
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    if image.mode.startswith("I"):  # 16-bit greyscale: PIL's own conversion would clip it
+        image = Image.fromarray((np.asarray(image, dtype=np.int64) // 257).astype(np.uint8))
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+def save_image(x: Tensor, path: str | Path) -> None:
+    """Write one (3, H, W) image, uint8 or float in [-1, 1]; the file appears whole or not at all."""
+    path = Path(path)
+    x = x if x.dtype == torch.uint8 else to_uint8(x)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        Image.fromarray(x.permute(1, 2, 0).cpu().numpy()).save(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

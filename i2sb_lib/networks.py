@@ -1,0 +1,211 @@
+r"""Networks F(x, t) for images: the report's `cunet`, and the residual U-Net this book recommends.
+
+`create_network` returns an `nn.Module` called as net(x, t, x1=None) with x (B, 3, H, W), t (B,).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def time_features(t: Tensor, dim: int, scale: float = 1000.0) -> Tensor:
+    """Sinusoidal features (B, dim) of scale * t at dim / 2 geometrically spaced frequencies."""
+    steps = torch.arange(0, dim, 2, device=t.device, dtype=torch.float32)
+    angle = t.float()[:, None] * scale * torch.exp(steps * (-math.log(10000) / dim))
+    return torch.cat([angle.sin(), angle.cos()], dim=-1)
+
+
+class ResBlock(nn.Module):
+    """x + conv(silu(scale * norm(conv(silu(norm(x)))) + shift)), scale and shift from the embedding."""
+
+    def __init__(self, inp: int, out: int, emb: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1, self.conv1 = nn.GroupNorm(8, inp), nn.Conv2d(inp, out, 3, padding=1)
+        self.norm2, self.conv2 = nn.GroupNorm(8, out), nn.Conv2d(out, out, 3, padding=1)
+        self.embed = nn.Linear(emb, 2 * out)
+        self.dropout = nn.Dropout(dropout)
+        self.skip = nn.Conv2d(inp, out, 1) if inp != out else nn.Identity()
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        scale, shift = self.embed(emb)[:, :, None, None].chunk(2, dim=1)
+        h = F.silu(self.norm2(h) * (1 + scale) + shift)
+        return self.skip(x) + self.conv2(self.dropout(h))
+
+
+class Attention(nn.Module):
+    """x + self-attention over the pixels of x, heads of 32 channels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.heads = max(1, channels // 32)
+        self.norm = nn.GroupNorm(8, channels)
+        self.qkv, self.out = nn.Conv2d(channels, 3 * channels, 1), nn.Conv2d(channels, channels, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(b, 3, self.heads, c // self.heads, h * w)
+        q, k, v = qkv.transpose(-1, -2).unbind(1)
+        y = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(b, c, h, w)
+        return x + self.out(y)
+
+
+class UNet(nn.Module):
+    """Residual U-Net with time embedding; the raw network that `Denoiser` preconditions.
+
+    channels: width of each level; the resolution halves from one to the next. blocks: residual
+    blocks a level on the way down (the way up has as many, each with its skip connection).
+    attention: levels (0 = full resolution) that also attend. Height and width must be multiples
+    of 2 ** (levels - 1). inp counts input planes: 3, or 6 with `cond_x1`.
+    """
+
+    def __init__(
+        self,
+        inp: int = 3,
+        out: int = 3,
+        channels: tuple[int, ...] = (48, 96, 144, 192),
+        blocks: int = 2,
+        attention: tuple[int, ...] = (3,),
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        emb = 4 * channels[0]
+        self.features = channels[0]
+        self.stride = 2 ** (len(channels) - 1)
+        self.embed = nn.Sequential(
+            nn.Linear(channels[0], emb), nn.SiLU(), nn.Linear(emb, emb), nn.SiLU()
+        )
+        self.first = nn.Conv2d(inp, channels[0], 3, padding=1)
+
+        def block(i: int, o: int, level: int) -> nn.ModuleList:
+            attend: nn.Module = Attention(o) if level in attention else nn.Identity()
+            return nn.ModuleList([ResBlock(i, o, emb, dropout), attend])
+
+        self.down, self.up, self.shrink, self.grow = (nn.ModuleList() for _ in range(4))
+        width = channels[0]
+        for level, c in enumerate(channels):
+            inputs = [width] + [c] * (blocks - 1)
+            self.down.append(nn.ModuleList(block(i, c, level) for i in inputs))
+            if level + 1 < len(channels):
+                self.shrink.append(nn.Conv2d(c, c, 3, stride=2, padding=1))
+            width = c
+        self.middle = ResBlock(width, width, emb, dropout)
+        for level, c in reversed(list(enumerate(channels))):
+            inputs = [width + c] + [2 * c] * (blocks - 1)
+            self.up.append(nn.ModuleList(block(i, c, level) for i in inputs))
+            if level:
+                self.grow.append(nn.Conv2d(c, c, 3, padding=1))
+            width = c
+        self.norm, self.last = nn.GroupNorm(8, width), nn.Conv2d(width, out, 3, padding=1)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        if x.shape[-1] % self.stride or x.shape[-2] % self.stride:
+            raise ValueError(
+                f"height and width must be multiples of {self.stride}, got {tuple(x.shape[-2:])}"
+            )
+        emb = self.embed(time_features(t, self.features).to(self.first.weight.dtype))
+        h, skips = self.first(x), []
+        for level, stage in enumerate(self.down):
+            for res, attend in stage:  # type: ignore[misc, union-attr]
+                h = attend(res(h, emb))
+                skips.append(h)
+            if level < len(self.shrink):
+                h = self.shrink[level](h)
+        h = self.middle(h, emb)
+        for level, stage in enumerate(self.up):
+            for res, attend in stage:  # type: ignore[misc, union-attr]
+                h = attend(res(torch.cat([h, skips.pop()], dim=1), emb))
+            if level < len(self.grow):
+                h = self.grow[level](F.interpolate(h, scale_factor=2.0, mode="nearest"))
+        return self.last(F.silu(self.norm(h)))
+
+
+def _double(inp: int, out: int, mid: int | None = None) -> nn.Sequential:
+    """(conv 3x3, layer norm, relu) twice."""
+    mid = mid or out
+    layers: list[nn.Module] = []
+    for i, o in ((inp, mid), (mid, out)):
+        layers += [nn.Conv2d(i, o, 3, padding=1), nn.GroupNorm(1, o), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
+
+
+class ConditionalNorm(nn.Module):
+    """Instance norm whose scale and shift are relu(linear(z)), as the report's network has them."""
+
+    def __init__(self, channels: int, emb: int) -> None:
+        super().__init__()
+        self.shift, self.scale = nn.Conv2d(emb, channels, 1), nn.Conv2d(emb, channels, 1)
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        z = z[:, :, None, None]
+        return F.instance_norm(x) * F.relu(self.scale(z)) + F.relu(self.shift(z))
+
+
+class CUNet(nn.Module):
+    """The report's conditional U-Net: 27,318,387 parameters with base 80 and 128 noise channels.
+
+    Four max-pooled levels, bilinear upsampling, the time entering only through `ConditionalNorm`
+    before each of the four upsamplings.   [Zaytsev 2024, sec. 4.3; Gushchin et al. 2023]
+    """
+
+    stride = 16
+
+    def __init__(self, inp: int = 3, out: int = 3, base: int = 80, noise_channels: int = 128) -> None:
+        super().__init__()
+        b, z = base, noise_channels
+        self.noise_channels = z
+        self.time = nn.Sequential(nn.Linear(z, z), nn.SiLU(), nn.Linear(z, z))
+        self.first = _double(inp, b)
+        widths = [b, 2 * b, 4 * b, 8 * b, 8 * b]
+        self.down = nn.ModuleList(_double(i, o) for i, o in zip(widths, widths[1:], strict=False))
+        outs = [4 * b, 2 * b, b, b]
+        self.norm = nn.ModuleList(ConditionalNorm(w, z) for w in [8 * b, 4 * b, 2 * b, b])
+        self.up = nn.ModuleList(
+            _double(2 * w, o, w) for w, o in zip([8 * b, 4 * b, 2 * b, b], outs, strict=True)
+        )
+        self.last = nn.Conv2d(b, out, 1)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        z = self.time(time_features(t, self.noise_channels).to(self.last.weight.dtype))
+        h, skips = self.first(x), []
+        for down in self.down:
+            skips.append(h)
+            h = down(F.max_pool2d(h, 2))
+        for norm, up in zip(self.norm, self.up, strict=True):
+            h = F.interpolate(norm(h, z), scale_factor=2.0, mode="bilinear", align_corners=True)
+            h = up(torch.cat([skips.pop(), h], dim=1))
+        return self.last(h)
+
+
+SIZES: dict[str, dict[str, Any]] = {
+    "unet-tiny": {"channels": (16, 32, 48), "blocks": 1, "attention": ()},
+    "unet-small": {"channels": (32, 64, 96, 96), "blocks": 2, "attention": (3,)},
+    "unet-full": {"channels": (64, 128, 192, 192), "blocks": 2, "attention": (3,)},
+}
+
+
+def create_network(name: str, cond_x1: bool = False, dropout: float = 0.0) -> nn.Module:
+    """Build a raw network by name: "cunet", "unet-tiny", "unet-small" or "unet-full".
+
+    cond_x1: the network also sees x1, as three more input planes. Raises ValueError for a name
+    that is not known, and for dropout with "cunet", which has none.
+    """
+    inp = 6 if cond_x1 else 3
+    if name == "cunet":
+        if dropout:
+            raise ValueError(f"cunet has no dropout, got dropout={dropout}")
+        return CUNet(inp)
+    if name not in SIZES:
+        raise ValueError(f"expected a network among {['cunet', *SIZES]}, got {name!r}")
+    return UNet(inp, dropout=dropout, **SIZES[name])

@@ -1,0 +1,75 @@
+"""The book's figures: one style, colours that the colour-blind can tell apart, grids of images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from i2sb_lib.images import to_uint8
+
+# Okabe & Ito: clean end, degraded end, reference, and three more
+COLOURS = {
+    "x0": "#0072B2",
+    "x1": "#D55E00",
+    "xt": "#009E73",
+    "grey": "#666666",
+    "pink": "#CC79A7",
+    "sky": "#56B4E9",
+    "gold": "#E69F00",
+}
+
+
+def use_style() -> None:
+    """Set the book's matplotlib style: call once, in a chapter's first code cell."""
+    plt.rcParams.update(
+        {
+            "figure.figsize": (7.0, 3.0),
+            "figure.dpi": 110,
+            "figure.facecolor": "white",
+            "savefig.facecolor": "white",
+            "savefig.bbox": "tight",
+            "figure.constrained_layout.use": True,
+            "axes.prop_cycle": plt.cycler(color=list(COLOURS.values())),
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.alpha": 0.25,
+            "font.size": 10,
+            "legend.frameon": False,
+            "image.interpolation": "nearest",
+        }
+    )
+
+
+def image_grid(
+    rows: Sequence[Tensor], labels: Sequence[str], scale: float = 0.9, titles: Sequence[str] = ()
+) -> Figure:
+    """One row of images for each batch (B, 3, H, W) in [-1, 1] or uint8, with its label at the left.
+
+    scale: inches a picture. titles: optional headings over the columns. Raises ValueError unless
+    there is a label for each row and the rows are equally long.
+    """
+    if len(labels) != len(rows) or len({len(r) for r in rows}) != 1:
+        raise ValueError(
+            f"expected a label a row and rows of one length, got {len(labels)} labels "
+            f"for rows of {[len(r) for r in rows]}"
+        )
+    n = len(rows[0])
+    fig, axes = plt.subplots(
+        len(rows), n, figsize=(scale * n + 0.9, scale * len(rows)), squeeze=False
+    )
+    fig.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)  # type: ignore[union-attr, call-arg]
+    for r, (batch, label) in enumerate(zip(rows, labels, strict=True)):
+        for c, image in enumerate(batch):
+            ax = axes[r][c]
+            pixels = to_uint8(image) if image.is_floating_point() else image
+            ax.imshow(pixels.permute(1, 2, 0).cpu().numpy())
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
+            if r == 0 and titles:
+                ax.set_title(titles[c], fontsize=8)
+        axes[r][0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
+    return fig
