@@ -38,8 +38,7 @@ def expand(t: Tensor | float, x: Tensor) -> Tensor:
     t = torch.as_tensor(t, device=x.device, dtype=x.dtype)
     if t.ndim > 1 or (t.ndim == 1 and t.shape[0] not in (1, x.shape[0])):
         raise ValueError(
-            f"expected t of shape () or ({x.shape[0]},) for x of shape {tuple(x.shape)}, "
-            f"got {tuple(t.shape)}"
+            f"expected t of shape () or ({x.shape[0]},) for x of shape {tuple(x.shape)}, got {tuple(t.shape)}"
         )
     return t.reshape(-1, *[1] * (x.ndim - 1))
 
@@ -92,15 +91,11 @@ class Bridge:
         t = 1 gives (x1, 0). Raises ValueError where x0 and x1 differ in shape.
         """
         if x0.shape != x1.shape:
-            raise ValueError(
-                f"x0 and x1 must have one shape, got {tuple(x0.shape)} and {tuple(x1.shape)}"
-            )
+            raise ValueError(f"x0 and x1 must have one shape, got {tuple(x0.shape)} and {tuple(x1.shape)}")
         a, b, c = self.coefficients(expand(t, x0))
         return a * x0 + b * x1, c**2
 
-    def q_sample(
-        self, t: Tensor | float, x0: Tensor, x1: Tensor, noise: Tensor | None = None
-    ) -> Tensor:
+    def q_sample(self, t: Tensor | float, x0: Tensor, x1: Tensor, noise: Tensor | None = None) -> Tensor:
         """Draw x_t ~ q(x_t | x0, x1); noise ~ N(0, I) of x0's shape is drawn if not given."""
         mean, var = self.q_mean_var(t, x0, x1)
         return mean + var.sqrt() * (torch.randn_like(x0) if noise is None else noise)

@@ -1,7 +1,7 @@
-r"""Weights on disk: safetensors with the configuration inside, sharded where large.
+r"""Weights on disk, and the model that restores with them.
 
-A checkpoint is a folder with model.json (configuration, shards and the run's record) and one or
-more model-*.safetensors. Weights are the exponential average in float16.
+A checkpoint is a folder with model.json (configuration, shards, the run's record), safetensors
+shards of the averaged weights in float16, and, where it is shipped, a README.md: its model card.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +19,22 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from i2sb_lib.denoiser import Denoiser, ModelConfig
 from i2sb_lib.images import check_images
-from i2sb_lib.samplers import Sampler, Samples, sample
+from i2sb_lib.samplers import Sampler, sample
 
 SHARD_BYTES = 45_000_000
 DEFAULT = "celeba64-deblur-blind"
+_PACKAGE = Path(__file__).parent
+SHIPPED = [_PACKAGE / "pretrained", _PACKAGE.parent / "data" / "checkpoints"]  # installed, or a clone
 
 
 def atomic_write(path: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` fill a temporary file beside `path`, then move it there in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
         write(partial)
         os.replace(partial, path)
@@ -39,13 +42,27 @@ def atomic_write(path: Path, write: Callable[[Path], Any]) -> None:
         partial.unlink(missing_ok=True)
 
 
+def auto_precision(device: torch.device) -> str:
+    """What this hardware computes in: "bf16", "fp16" on GPUs without it (T4), "no" for float32."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"
+
+
+def device_name(device: torch.device) -> str:
+    """What a result was made on, for its record."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+
+
 def save_pretrained(folder: Path, model: Denoiser, record: dict[str, Any]) -> None:
-    """Write model.json and float16 shards of at most 45 MB each to `folder`."""
+    """Write float16 shards of at most 45 MB each, then model.json, to `folder`."""
     shards: list[dict[str, Tensor]] = [{}]
     size = 0
-    for name, value in model.state_dict().items():
-        value = value.detach().to("cpu", torch.float16).contiguous()
-        if size + value.nbytes > SHARD_BYTES and shards[-1]:
+    for name, weight in model.state_dict().items():
+        value = weight.detach().to("cpu", torch.float16).contiguous()
+        if shards[-1] and size + value.nbytes > SHARD_BYTES:
             shards.append({})
             size = 0
         shards[-1][name] = value
@@ -54,5 +71,86 @@ def save_pretrained(folder: Path, model: Denoiser, record: dict[str, Any]) -> No
     for name, shard in zip(names, shards, strict=True):
         atomic_write(folder / name, lambda p, shard=shard: save_file(shard, p))  # type: ignore[misc]
     content = {"model": dataclasses.asdict(model.config), "shards": names, "record": record}
-    text = json.dumps(content, indent=2) + "\n"
-    atomic_write(folder / "model.json", lambda p: p.write_text(text))
+    atomic_write(folder / "model.json", lambda p: p.write_text(json.dumps(content, indent=2) + "\n"))
+
+
+@dataclass
+class Pretrained:
+    """A denoiser ready to restore: what `load_pretrained` returns. record: the run's own account."""
+
+    denoiser: Denoiser
+    record: dict[str, Any]
+    folder: Path
+
+    @torch.no_grad()
+    def restore(
+        self,
+        x1: Tensor,
+        nfe: int = 10,
+        sampler: Sampler = "sde",
+        seed: int = 0,
+        *,
+        batch_size: int = 64,
+        progress: bool = False,
+    ) -> Tensor:
+        """Clean estimates x0_hat (B, 3, H, W) in [-1, 1] of degraded images x1 of that form.
+
+        nfe: network calls. sampler: see `samplers.sample`; "sde" for the sharpest, one step or
+        "ode" for the smallest error. seed: of the sampler's noise. Sizes that the network cannot
+        take are padded by reflection and cropped back. The work is done on the model's device, in
+        bfloat16 where it has that, and the result is on x1's. Raises ValueError for other input.
+        """
+        check_images(x1, "restore")
+        device = next(self.denoiser.parameters()).device
+        height, width = x1.shape[-2:]
+        stride: int = self.denoiser.net.stride  # type: ignore[assignment]
+        down, right = -height % stride, -width % stride
+        mode = "reflect" if down < height and right < width else "replicate"
+        padded = F.pad(x1.float(), (0, right, 0, down), mode=mode)
+        generator = torch.Generator(device).manual_seed(seed)
+        kind = auto_precision(device)
+        dtype = torch.float16 if kind == "fp16" else torch.bfloat16
+        out = []
+        for part in tqdm(padded.split(batch_size), unit="batch", disable=None if progress else True):
+            y = part.to(device)
+            with torch.autocast(device.type, dtype, enabled=kind != "no"):
+                samples = sample(
+                    lambda xt, t, y=y: self.denoiser(xt, t, y),  # type: ignore[misc]
+                    self.denoiser.bridge,
+                    y,
+                    nfe,
+                    sampler,
+                    generator=generator,
+                )
+            out.append(samples.x.clamp(-1, 1).to(x1.device))
+        return torch.cat(out)[..., :height, :width]
+
+
+def load_pretrained(name: str | Path = DEFAULT, device: str | torch.device | None = None) -> Pretrained:
+    """The model of a checkpoint, in float32 on `device` (a GPU where there is one).
+
+    name: one that is shipped, the folder of a run or checkpoint, or a hub id.
+    Raises ValueError where there is no such checkpoint or a file of it is missing or damaged.
+    """
+    path = next((p for p in [Path(name), *(s / name for s in SHIPPED)] if (p / "model.json").exists()), None)
+    if path is None and re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) and not Path(name).exists():
+        from huggingface_hub import snapshot_download
+
+        try:
+            path = Path(snapshot_download(str(name)))
+        except Exception as error:  # the hub's client has no common base class for its errors
+            raise ValueError(f"{name}: expected a checkpoint or a reachable hub id: {error}") from None
+    if path is None:
+        known = sorted({p.parent.name for s in SHIPPED for p in s.glob("*/model.json")})
+        raise ValueError(f"expected one of {known} or a folder with model.json, got {str(name)!r}")
+    try:
+        content = json.loads((path / "model.json").read_text())
+        weights = {k: v for shard in content["shards"] for k, v in load_file(path / shard).items()}
+        content["model"]["moments"] = tuple(content["model"]["moments"])
+        denoiser = Denoiser(ModelConfig(**content["model"]))
+        denoiser.load_state_dict({k: v.float() for k, v in weights.items()})
+    except Exception as error:
+        raise ValueError(f"{path}: expected a complete checkpoint, got: {error}") from error
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    denoiser = denoiser.to(device, memory_format=torch.channels_last).requires_grad_(False).eval()  # type: ignore[call-overload]
+    return Pretrained(denoiser, content["record"], path)

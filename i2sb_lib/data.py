@@ -15,8 +15,9 @@ import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -58,10 +59,7 @@ def embedded_photographs(split: str) -> dict[str, Image.Image]:
     import skimage
     import sklearn.datasets
 
-    roots = [
-        Path(skimage.__file__).parent / "data",
-        Path(sklearn.datasets.__file__).parent / "images",
-    ]
+    roots = [Path(skimage.__file__).parent / "data", Path(sklearn.datasets.__file__).parent / "images"]
     names = {"train": EMBEDDED_TRAIN, "test": EMBEDDED_TEST}.get(split)
     if names is None:
         raise ValueError(f'embedded photographs have splits "train" and "test", got {split!r}')
@@ -76,9 +74,7 @@ def _crops(split: str, size: int) -> Iterator[tuple[str, Image.Image]]:
     """
     for name, photo in embedded_photographs(split).items():
         for scale in (1, 2, 4) if split == "train" else (2, 4):
-            small = photo.resize(
-                (photo.width // scale, photo.height // scale), Image.Resampling.LANCZOS
-            )
+            small = photo.resize((photo.width // scale, photo.height // scale), Image.Resampling.LANCZOS)
             step = size // 2 if split == "train" else size
             for top in range(0, small.height - size + 1, step):
                 for left in range(0, small.width - size + 1, step):
@@ -86,11 +82,11 @@ def _crops(split: str, size: int) -> Iterator[tuple[str, Image.Image]]:
                     yield where, small.crop((left, top, left + size, top + size))
 
 
-def _pick_split(names: list[str], split: str | None, source: str) -> str:
+def _pick_split(names: set[str], split: str | None, source: str) -> str:
     """The split to read: the one asked for, or the only one, or test, or validation."""
-    for wanted in [split] if split else [*(names if len(names) == 1 else []), "test", "validation"]:
-        if wanted in names:
-            return wanted
+    wanted = [split] if split else [*(names if len(names) == 1 else []), "test", "validation"]
+    if found := [w for w in wanted if w in names]:
+        return found[0]
     raise ValueError(f"{source}: expected split {split or 'test'!r}, got splits {sorted(names)}")
 
 
@@ -98,49 +94,28 @@ def _of_split(files: list[Path], split: str | None, source: str) -> list[Path]:
     """Keep the shards or sub-folders of one split, where file or folder names carry splits."""
     tags = {f: re.match(r"(train|validation|test)(?=$|[-_.])", f.name) for f in files}
     found = {m.group(1) for m in tags.values() if m}
-    if not found:
-        return files
-    chosen = _pick_split(sorted(found), split, source)
-    return [f for f, m in tags.items() if m and m.group(1) == chosen]
+    chosen = _pick_split(found, split, source) if found else None
+    return [f for f, m in tags.items() if not found or (m and m.group(1) == chosen)]
 
 
-def _hub(source: str, split: str | None) -> Any:
-    import datasets
-
-    try:
-        splits = datasets.load_dataset(source, revision=HUB_REVISIONS.get(source))
-    except Exception as error:  # the hub's client has no common base class for its errors
-        raise ValueError(
-            f"{source}: expected a file, a folder or a reachable hub id, got: {error}"
-        ) from error
-    return splits[_pick_split(list(splits), split, source)]
+def _from_bytes(data: bytes, name: str) -> tuple[str, Image.Image]:
+    stream = io.BytesIO(data)
+    stream.name = name
+    return name, open_image(stream)
 
 
-def _parquet(files: list[Path]) -> Any:
-    import datasets
-
-    try:
-        return datasets.Dataset.from_parquet([str(f) for f in files], keep_in_memory=True)
-    except Exception as error:
-        names = ", ".join(f.name for f in files)
-        raise ValueError(
-            f"{names}: expected parquet in the hub's format, got: {error}"
-        ) from error
-
-
-def _rows(table: Any, source: str) -> Iterator[tuple[str, Image.Image]]:
-    import datasets
-
-    if "image" not in table.column_names:
-        raise ValueError(f'{source}: expected a column "image", got {table.column_names}')
-    for i, row in enumerate(table.cast_column("image", datasets.Image(decode=False))):
-        name = f"{source} row {i}"
-        data = row["image"]["bytes"]
-        if data is None:
-            data = Path(row["image"]["path"]).read_bytes()
-        stream = io.BytesIO(data)
-        stream.name = name
-        yield name, open_image(stream)
+def _parquet(files: list[Path]) -> Iterator[tuple[str, Image.Image]]:
+    for file in files:
+        try:
+            table = pyarrow.parquet.ParquetFile(file)
+            if "image" not in table.schema_arrow.names:
+                raise ValueError(f'a column "image" in {table.schema_arrow.names}')
+            batches = table.iter_batches(64, columns=["image"])
+            rows = (row.as_py()["bytes"] for batch in batches for row in batch.column(0))
+            for i, data in enumerate(rows):
+                yield _from_bytes(data or b"", f"{file} row {i}")
+        except (pyarrow.ArrowException, OSError, TypeError, KeyError) as error:
+            raise ValueError(f"{file}: expected parquet in the hub's format, got: {error}") from None
 
 
 def _zip(path: Path) -> Iterator[tuple[str, Image.Image]]:
@@ -148,45 +123,50 @@ def _zip(path: Path) -> Iterator[tuple[str, Image.Image]]:
         with zipfile.ZipFile(path) as archive:
             for name in sorted(archive.namelist()):
                 if name.lower().endswith(SUFFIXES) and "__MACOSX" not in name:
-                    stream = io.BytesIO(archive.read(name))
-                    stream.name = f"{path.name}/{name}"
-                    yield stream.name, open_image(stream)
+                    yield _from_bytes(archive.read(name), f"{path}/{name}")
     except zipfile.BadZipFile as error:
         raise ValueError(f"{path}: expected a complete zip file, got: {error}") from None
 
 
-def _open_source(source: str, split: str | None) -> tuple[list[Path], Any]:
-    """(files whose bytes are the content, a function that yields names and images)."""
+def _download(source: str) -> Path:
+    """The hub's parquet files of a data set; files already here are not fetched again."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        revision = HUB_REVISIONS.get(source)
+        pattern = "*.parquet"
+        return Path(snapshot_download(source, repo_type="dataset", revision=revision, allow_patterns=pattern))
+    except Exception as error:  # the hub's client has no common base class for its errors
+        raise ValueError(f"{source}: expected a file, a folder or a reachable hub id: {error}") from None
+
+
+def _open_source(source: str, split: str | None) -> tuple[list[Path], Iterator[tuple[str, Image.Image]]]:
+    """(files whose bytes are the content, their names and images, opened as they are asked for)."""
     path = Path(source)
+    if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+        path = _download(source)
     if path.is_dir():
-        shards = sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet"))
-        if shards:
+        if shards := sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet")):
             shards = _of_split(shards, split, source)
-            return shards, lambda: _rows(_parquet(shards), source)
+            return shards, _parquet(shards)
         folders = _of_split([p for p in sorted(path.iterdir()) if p.is_dir()], split, source)
         tagged = any(f.name in ("train", "validation", "test") for f in folders)
         roots = folders if tagged else [path]
         files = sorted(f for r in roots for f in r.rglob("*") if f.suffix.lower() in SUFFIXES)
-        return files, lambda: ((str(f), open_image(f)) for f in files)
-    if path.suffix == ".parquet" and path.is_file():
-        return [path], lambda: _rows(_parquet([path]), source)
-    if path.suffix == ".zip" and path.is_file():
-        return [path], lambda: _zip(path)
+        return files, ((str(f), open_image(f)) for f in files)
+    if path.suffix in (".parquet", ".zip") and path.is_file():
+        return [path], _parquet([path]) if path.suffix == ".parquet" else _zip(path)
     raise ValueError(f"{source}: expected a folder, a .zip or a .parquet file, got none there")
 
 
 def _content_key(files: list[Path], size: int) -> str:
     digest = hashlib.sha256(f"{_FORMAT}:{size}".encode())
     for file in files:
-        digest.update(file.name.encode())
-        with open(file, "rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()[:24]
 
 
-def load_images(
-    source: str, split: str | None = None, size: int = 64, progress: bool = True
-) -> Tensor:
+def load_images(source: str, split: str | None = None, size: int = 64, progress: bool = True) -> Tensor:
     """All images of a source as uint8 (N, 3, size, size), in a fixed order.
 
     source: see the module's first lines. split: "train", "validation" or "test"; None takes the
@@ -194,26 +174,20 @@ def load_images(
     kept in `cache_dir()` under a hash of their content; a cache file is complete or absent.
     Raises ValueError naming the file that is corrupt, too small or missing, and for no images.
     """
-    source = str(source)
-    name: str | None = None
     if source == "embedded":
-        images: Any = lambda: _crops(split or "test", size)  # noqa: E731
-    elif re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not Path(source).exists():
-        table = _hub(source, split)
-        images = lambda: _rows(table, source)  # noqa: E731
-        name = hashlib.sha256(f"{_FORMAT}:{size}:{table._fingerprint}".encode()).hexdigest()[:24]
+        files: list[Path] = []
+        images = _crops(split or "test", size)
     else:
-        files, images = _open_source(source, split)
-        name = _content_key(files, size) if files else None
-    cached = cache_dir() / f"{name}.safetensors"
-    if name and cached.exists():
+        files, images = _open_source(str(source), split)
+    cached = cache_dir() / f"{_content_key(files, size)}.safetensors"
+    if files and cached.exists():
         return load_file(cached)["images"]
-    bar = tqdm(images(), desc="preparing images", unit="image", disable=None if progress else True)
+    bar = tqdm(images, desc="preparing images", unit="image", disable=None if progress else True)
     pixels = [fit(image, size, where) for where, image in bar]
     if not pixels:
         raise ValueError(f"{source}: expected images ({', '.join(SUFFIXES)}), got none")
     stacked = torch.stack(pixels)
-    if name:
+    if files:
         cached.parent.mkdir(parents=True, exist_ok=True)
         partial = cached.with_suffix(f".{os.getpid()}.tmp")
         save_file({"images": stacked}, partial)

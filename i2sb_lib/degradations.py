@@ -1,13 +1,15 @@
-r"""Degradations x0 -> x1 of images: batched, differentiable where they are linear, on any device.
+r"""Degradations x0 -> x1 of images: batched, on any device, differentiable where they are linear.
 
 Every operator maps float images (B, 3, H, W) in [-1, 1] to the same shape and range; what is random
-in one draws from the generator it is given. Linear ones have an exact `adjoint`.
+in one draws from the generator it is given. Blur and shrinking act on rows and columns apart, so
+they are two matrices, H(X) = A_h X A_w^T, and their adjoint and inverse are exact.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -32,87 +34,107 @@ class Degradation:
         return self.apply(check_images(x, "degradation"), generator)
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """H^T y, by reverse-mode differentiation of H; TypeError where H is not linear."""
-        if not self.linear:
-            raise TypeError(f"{self} is not linear and has no adjoint")
-        _, pullback = torch.func.vjp(lambda x: self.apply(x, None), torch.zeros_like(y))
-        return pullback(y)[0]
+        """H^T y, for y (B, 3, H, W) of any range; TypeError where H is not linear."""
+        raise TypeError(f"{self} is not linear and has no adjoint")
 
 
-def separable(x: Tensor, kernel: Tensor) -> Tensor:
-    """Convolve rows, then columns, with an odd 1-D kernel (k,), reflecting at the borders."""
-    half, c = len(kernel) // 2, x.shape[1]
-    if half >= min(x.shape[-2:]):
-        raise ValueError(f"kernel of {len(kernel)} is too wide for images {tuple(x.shape[-2:])}")
-    weight = kernel.to(x).expand(c, 1, -1)
-    x = F.pad(x, (half, half, half, half), mode="reflect")
-    x = F.conv2d(x, weight[:, :, None, :], groups=c)
-    return F.conv2d(x, weight[:, :, :, None], groups=c)
+class Separable(Degradation):
+    """A linear operator that treats each row, then each column: H(X) = A_h X A_w^T."""
+
+    linear = True
+
+    def matrix(self, n: int) -> Tensor:
+        """The operator on one side of n pixels, (n, n) float64, rows summing to one."""
+        raise NotImplementedError
+
+    def _sides(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h, w = (_on_device(self, n, x.device, x.dtype) for n in x.shape[-2:])
+        return h, w
+
+    def apply(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        a_h, a_w = self._sides(x)
+        return a_h @ x @ a_w.T
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        a_h, a_w = self._sides(y)
+        return a_h.T @ y @ a_w
+
+    def inverse(self, y: Tensor, lam: float = 0.0) -> Tensor:
+        """Tikhonov's argmin_x |Hx - y|^2 + lam |x|^2, in float64 by the SVD A = U S V^T of each side.
+
+        The singular values of H are the products s_ij = s_i s_j and each component of y is
+        multiplied by s_ij / (s_ij^2 + lam). lam = 0 is the exact inverse where H has one.
+        """
+        (u_h, s_h, v_h), (u_w, s_w, v_w) = (_svd(self, n, y.device) for n in y.shape[-2:])
+        s = s_h[:, None] * s_w
+        return (v_h.T @ (u_h.T @ y.double() @ u_w * (s / (s**2 + lam))) @ v_w).to(y.dtype)
 
 
-def _check_kernel(size: int) -> None:
-    if size < 1 or size % 2 == 0:
-        raise ValueError(f"expected an odd kernel_size of at least 1, got {size}")
+@lru_cache(maxsize=64)
+def _on_device(op: Separable, n: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return op.matrix(n).to(device, dtype)
+
+
+@lru_cache(maxsize=64)
+def _svd(op: Separable, n: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    u, s, v = torch.linalg.svd(op.matrix(n))
+    return u.to(device), s.to(device), v.to(device)
+
+
+def _filter_matrix(kernel: Tensor, n: int) -> Tensor:
+    """Filter n pixels with an odd kernel, reflecting at both ends without repeating the border."""
+    half = len(kernel) // 2
+    if len(kernel) % 2 == 0 or half >= n:
+        raise ValueError(f"expected an odd kernel narrower than 2 * {n}, got {len(kernel)} taps")
+    impulses = F.pad(torch.eye(n, dtype=kernel.dtype)[None], (half, half), mode="reflect")[0]
+    return (impulses.unfold(1, len(kernel), 1) @ kernel).T
 
 
 @dataclass(frozen=True)
-class GaussianBlur(Degradation):
+class GaussianBlur(Separable):
     """Gaussian blur, all kernel_size taps, unit gain, reflect padding; sigma in pixels."""
 
-    linear = True
     kernel_size: int = 7
     sigma: float = 2.0
 
     def __post_init__(self) -> None:
-        _check_kernel(self.kernel_size)
         if not self.sigma > 0:
             raise ValueError(f"expected sigma > 0, got {self.sigma}")
 
-    def kernel(self) -> Tensor:
-        """Weights (kernel_size,), float64, summing to one."""
-        half = self.kernel_size // 2
-        x = torch.arange(-half, half + 1, dtype=torch.float64)
-        k = torch.exp(-(x**2) / (2 * self.sigma**2))
-        return k / k.sum()
-
-    def apply(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        return separable(x, self.kernel())
+    def matrix(self, n: int) -> Tensor:
+        x = torch.arange(self.kernel_size, dtype=torch.float64) - self.kernel_size // 2
+        kernel = torch.exp(-(x**2) / (2 * self.sigma**2))
+        return _filter_matrix(kernel / kernel.sum(), n)
 
 
 @dataclass(frozen=True)
-class UniformBlur(Degradation):
+class UniformBlur(Separable):
     """Box blur over kernel_size x kernel_size pixels, reflect padding."""
 
-    linear = True
     kernel_size: int = 9
 
-    def __post_init__(self) -> None:
-        _check_kernel(self.kernel_size)
-
-    def apply(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        return separable(x, torch.full((self.kernel_size,), 1 / self.kernel_size))
+    def matrix(self, n: int) -> Tensor:
+        taps = torch.ones(self.kernel_size, dtype=torch.float64)
+        return _filter_matrix(taps / self.kernel_size, n)
 
 
 @dataclass(frozen=True)
-class Downsample(Degradation):
+class Downsample(Separable):
     """Super-resolution's inverse: shrink by `factor`, then repeat pixels to the first size.
 
     bicubic: antialiased bicubic shrinking instead of the mean over each block.
     """
 
-    linear = True
     factor: int = 4
     bicubic: bool = False
 
-    def apply(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        f, size = self.factor, x.shape[-2:]
-        if f < 1 or size[0] % f or size[1] % f:
-            raise ValueError(f"expected a size divisible by {f}, got {tuple(size)}")
-        if self.bicubic:
-            small = F.interpolate(x, scale_factor=1 / f, mode="bicubic", antialias=True)
-        else:
-            small = F.avg_pool2d(x, f)
-        return F.interpolate(small, scale_factor=float(f), mode="nearest")
+    def matrix(self, n: int) -> Tensor:
+        if self.factor < 1 or n % self.factor:
+            raise ValueError(f"expected a size divisible by {self.factor}, got {n}")
+        eye = torch.eye(n, dtype=torch.float64).reshape(n, 1, 1, n)
+        mode, small = ("bicubic" if self.bicubic else "area"), (1, n // self.factor)
+        shrunk = F.interpolate(eye, size=small, mode=mode, antialias=self.bicubic)
+        return shrunk.repeat_interleave(self.factor, -1).reshape(n, n).T
 
 
 @dataclass(frozen=True)
@@ -122,19 +144,22 @@ class CentreMask(Degradation):
     linear = True
     fraction: float = 0.5
 
-    def apply(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+    def apply(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         h, w = x.shape[-2:]
         dh, dw = round(h * self.fraction), round(w * self.fraction)
         keep = x.new_ones(h, w)
         keep[(h - dh) // 2 : (h + dh) // 2, (w - dw) // 2 : (w + dw) // 2] = 0
         return x * keep
 
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.apply(y)
+
 
 @dataclass(frozen=True)
 class FreeformMask(Degradation):
     """Set brush strokes to mid-grey (0): for each image `strokes` polylines of `corners` segments.
 
-    width: brush radius as a fraction of the image's height. The strokes are drawn anew on each call.
+    width: brush radius as a fraction of the image's side. The strokes are drawn anew on each call.
     """
 
     strokes: int = 3
@@ -142,21 +167,17 @@ class FreeformMask(Degradation):
     width: float = 0.06
 
     def mask(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        """(B, 1, H, W), one where a stroke covers the pixel: its distance to a segment <= width."""
-        (b, _, h, w), n = x.shape, self.strokes
+        """(B, 1, H, W), true where a stroke covers the pixel: its distance to a segment <= width."""
+        (b, _, h, w), like = x.shape, dict[str, Any](device=x.device, dtype=x.dtype)
         # start anywhere, then random steps of at most 0.4 of the image
-        walk = torch.rand(
-            b, n, self.corners + 1, 2, generator=generator, device=x.device, dtype=x.dtype
-        )
+        walk = torch.rand(b, self.strokes, self.corners + 1, 2, generator=generator, **like)
         walk = torch.cat([walk[:, :, :1], 0.8 * (walk[:, :, 1:] - 0.5)], dim=2).cumsum(2)
         p, d = walk[:, :, :-1].reshape(b, -1, 1, 2), walk.diff(dim=2).reshape(b, -1, 1, 2)
-        ys = (torch.arange(h, device=x.device, dtype=x.dtype) + 0.5) / h
-        xs = (torch.arange(w, device=x.device, dtype=x.dtype) + 0.5) / w
-        grid = torch.stack(torch.meshgrid(ys, xs, indexing="ij"), -1).reshape(1, 1, -1, 2)
+        ys, xs = ((torch.arange(n, **like) + 0.5) / n for n in (h, w))
+        grid = torch.cartesian_prod(ys, xs).reshape(1, 1, -1, 2)
         along = ((grid - p) * d).sum(-1) / d.square().sum(-1).clamp(min=1e-12)
-        gap = grid - p - along.clamp(0, 1)[..., None] * d
-        hit = gap.norm(dim=-1).amin(dim=1) <= self.width
-        return hit.reshape(b, 1, h, w)
+        gap = (grid - p - along.clamp(0, 1)[..., None] * d).norm(dim=-1).amin(dim=1)
+        return (gap <= self.width).reshape(b, 1, h, w)
 
     def apply(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         return x.masked_fill(self.mask(x, generator), 0.0)
@@ -199,13 +220,9 @@ class Quantise(Degradation):
 
 @dataclass(frozen=True)
 class Compose(Degradation):
-    """Apply `parts` in order; linear, with an adjoint, where all of them are."""
+    """Apply `parts` in order."""
 
-    parts: tuple[Degradation, ...]
-
-    @property
-    def linear(self) -> bool:  # type: ignore[override]
-        return all(part.linear for part in self.parts)
+    parts: tuple[Degradation, ...] = ()
 
     def apply(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         for part in self.parts:
@@ -216,7 +233,7 @@ class Compose(Degradation):
 DEGRADATIONS: dict[str, tuple[type[Degradation], dict[str, Any]]] = {
     "blur-gauss": (GaussianBlur, {}),
     "blur-uniform": (UniformBlur, {}),
-    "sr4x-pool": (Downsample, {}),
+    "sr4x-pool": (Downsample, {"bicubic": False}),
     "sr4x-bicubic": (Downsample, {"bicubic": True}),
     "inpaint-centre": (CentreMask, {}),
     "inpaint-freeform": (FreeformMask, {}),
@@ -246,9 +263,5 @@ def create_degradation(
         raise ValueError(f"{name} takes {list(known)}, got {sorted(unknown)}")
     # the command line gives every option as a float
     options = {k: int(v) if known[k] == "int" else v for k, v in options.items()}
-    parts: list[Degradation] = [cls(**fixed, **options)]
-    if noise:
-        parts.append(Noise(noise))
-    if quantise:
-        parts.append(Quantise())
-    return parts[0] if len(parts) == 1 else Compose(tuple(parts))
+    parts = (cls(**fixed, **options), *[Noise(noise)] * bool(noise), *[Quantise()] * quantise)
+    return parts[0] if len(parts) == 1 else Compose(parts)

@@ -1,22 +1,24 @@
 r"""From a raw network F to a denoiser D(x_t, t, x1) = x0_hat on an I2SB bridge, and its loss.
 
-D = skip_t x_t + skip_1 x1 + out F(in_t x_t, in_1 x1; t), with one triple (skip_t, skip_1, out) for
-each `prediction`, and the loss |D - x0|^2 / out^2 so that F always regresses a target of unit scale:
+D = skip_t x_t + skip_1 x1 + skip_g g + out F(in_t x_t, in_1 x1, in_1 g; t), where g guesses x0 from
+x1 alone: x1 itself when blind, a Tikhonov inverse of the known blur when operator-aware. Each
+`prediction` is one row of factors; the loss |D - x0|^2 / out^2 makes F regress a unit target:
 
-    eps       (1, 0, -sigma_t)     F is the paper's target (x_t - x0) / sigma_t    [Liu 2023, eq. 12]
-    x0        (0, 0, 1)            F is x0 itself
-    precond   the best affine guess of each pixel, F corrects it      [after Karras et al. 2022]
+    eps       (1, 0, 0, -sigma_t)   F is the paper's target (x_t - x0) / sigma_t    [Liu 2023, eq. 12]
+    x0        (0, 0, 0, 1)          F is x0 itself
+    precond   each pixel's best affine guess, which F corrects       [after Karras et al. 2022]
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
 from i2sb_lib.bridge import Bridge, expand
+from i2sb_lib.degradations import Separable, create_degradation
 from i2sb_lib.networks import create_network
 from i2sb_lib.schedule import Schedule
 
@@ -24,10 +26,11 @@ Prediction = Literal["precond", "eps", "x0"]
 
 
 class Scalings(NamedTuple):
-    """Factors of D = skip_t xt + skip_1 x1 + out F(in_t xt, in_1 x1), broadcastable over images."""
+    """The factors of D, each broadcastable over images."""
 
     skip_t: Tensor
     skip_1: Tensor
+    skip_g: Tensor
     out: Tensor
     in_t: Tensor
     in_1: float
@@ -37,8 +40,9 @@ class Scalings(NamedTuple):
 class ModelConfig:
     """What is needed to build a denoiser, and nothing about how it was trained.
 
-    moments: (mean x0^2, mean x1^2, mean x0 x1) over pixels of the training pairs in [-1, 1]; the
-    preconditioning is computed from them. beta_min, beta_max: see `Schedule.symmetric`.
+    tikhonov: weight lam of the Tikhonov inverse of `degradation` that is the guess g; 0 is blind.
+    moments: (mean x0^2, mean g^2, mean x0 g) over pixels of the training pairs in [-1, 1], g = x1
+    where the denoiser is not conditioned; the defaults are those of blurred CelebA faces.
     """
 
     network: str = "unet-small"
@@ -47,62 +51,77 @@ class ModelConfig:
     beta_min: float = 0.1
     beta_max: float = 0.3
     dropout: float = 0.0
+    degradation: str = "blur-gauss"
+    degradation_options: dict[str, Any] = field(default_factory=dict)
+    tikhonov: float = 0.0
     moments: tuple[float, float, float] = (0.343, 0.293, 0.306)
 
 
 class Denoiser(nn.Module):
     """D(x_t, t, x1) on the bridge that `config` describes; built with random weights.
 
-    Raises ValueError for a prediction that is not known or moments of no possible pair.
+    Raises ValueError for an unknown prediction, moments of no possible pair, or a Tikhonov guess
+    that cannot be had: without `cond_x1`, or of a degradation that is not separable.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         if config.prediction not in get_args(Prediction):
-            raise ValueError(
-                f"expected prediction in {get_args(Prediction)}, got {config.prediction!r}"
-            )
+            raise ValueError(f"expected prediction in {get_args(Prediction)}, got {config.prediction!r}")
         m00, m11, m01 = config.moments
         if not (m00 > 0 and m11 > 0 and m01**2 < m00 * m11):
             raise ValueError(f"expected moments of two unequal images, got {config.moments}")
         self.config = config
         self.bridge = Bridge(Schedule.symmetric(config.beta_max, config.beta_min))
-        self.net = create_network(config.network, config.cond_x1, config.dropout)
+        self.operator = create_degradation(config.degradation, **config.degradation_options)
+        if config.tikhonov and not (config.cond_x1 and isinstance(self.operator, Separable)):
+            raise ValueError(f"tikhonov needs cond_x1 and a separable blur, got {self.operator}")
+        planes = 3 * (1 + config.cond_x1 + bool(config.tikhonov))
+        self.net = create_network(config.network, planes, config.dropout)
+
+    def guess(self, x1: Tensor) -> Tensor:
+        """g: x1 itself, or the Tikhonov inverse of the operator that the model assumes."""
+        if not self.config.tikhonov:
+            return x1
+        assert isinstance(self.operator, Separable)
+        return self.operator.inverse(x1, self.config.tikhonov)
 
     def scalings(self, t: Tensor) -> Scalings:
         """The factors at times t, any shape.
 
-        precond with `cond_x1`: pixelwise x0 | x1 ~ N(rho x1, v) and x_t given x0, x1 make
-        1 / out^2 = 1 / v + a_t / sigma_t^2, the posterior's precision, and skip its mean.
+        precond with `cond_x1`: pixelwise x0 | g ~ N(rho g, v), and x_t given x0, x1 make
+        1 / out^2 = 1 / v + a_t / sigma_t^2, the posterior's precision; its mean is the skip.
         Without: the regression of x0 on x_t alone, out^2 its residual variance.
         """
         var, one, zero = self.bridge.schedule.var_fwd(t), torch.ones_like(t), torch.zeros_like(t)
         if self.config.prediction == "eps":
-            return Scalings(one, zero, -var.sqrt(), one, 1.0)
+            return Scalings(one, zero, zero, -var.sqrt(), one, 1.0)
         if self.config.prediction == "x0":
-            return Scalings(zero, zero, one, one, 1.0)
+            return Scalings(zero, zero, zero, one, one, 1.0)
         (m00, m11, m01), (a, b, c) = self.config.moments, self.bridge.coefficients(t)
         power = a**2 * m00 + b**2 * m11 + 2 * a * b * m01 + c**2
-        if self.config.cond_x1:
-            rho, v = m01 / m11, m00 - m01**2 / m11
-            skip_t = v / (var + v * a)
-            skip_1, out = rho * var / (var + v * a) - b * skip_t, (var * skip_t).sqrt()
-        else:
-            skip_t, skip_1 = (a * m00 + b * m01) / power, zero
+        if not self.config.cond_x1:
+            skip_t = (a * m00 + b * m01) / power
             out = (m00 - skip_t * (a * m00 + b * m01)).clamp(min=1e-8).sqrt()
-        return Scalings(skip_t, skip_1, out, power.rsqrt(), m11**-0.5)
+            return Scalings(skip_t, zero, zero, out, power.rsqrt(), 1.0)
+        rho, v = m01 / m11, m00 - m01**2 / m11
+        skip_t, skip_g = v / (var + v * a), rho * var / (var + v * a)
+        return Scalings(skip_t, -b * skip_t, skip_g, (var * skip_t).sqrt(), power.rsqrt(), m11**-0.5)
 
     def forward(self, xt: Tensor, t: Tensor, x1: Tensor | None = None) -> Tensor:
         """x0_hat, float32 (B, 3, H, W), from xt of that shape, t (B,) and, with cond_x1, x1."""
         s = self.scalings(expand(t, xt))
-        inputs = s.in_t * xt
-        if self.config.cond_x1:
-            if x1 is None or x1.shape != xt.shape:
-                raise ValueError("this denoiser is conditioned on x1: expected x1 of xt's shape")
-            inputs = torch.cat([inputs, s.in_1 * x1], dim=1)
-        raw = self.net(inputs.contiguous(memory_format=torch.channels_last), t).float()
-        x0_hat = s.skip_t * xt + s.out * raw
-        return x0_hat if x1 is None else x0_hat + s.skip_1 * x1
+        if not self.config.cond_x1:
+            return s.skip_t * xt + s.out * self._raw([s.in_t * xt], t)
+        if x1 is None or x1.shape != xt.shape:
+            raise ValueError("this denoiser is conditioned on x1: expected x1 of xt's shape")
+        g = self.guess(x1)
+        planes = [s.in_t * xt, s.in_1 * x1] + [s.in_1 * g] * bool(self.config.tikhonov)
+        return s.skip_t * xt + s.skip_1 * x1 + s.skip_g * g + s.out * self._raw(planes, t)
+
+    def _raw(self, planes: list[Tensor], t: Tensor) -> Tensor:
+        joined = torch.cat(planes, dim=1).contiguous(memory_format=torch.channels_last)
+        return self.net(joined, t).float()
 
     def loss(self, x0: Tensor, x1: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Per-sample loss (B,): mean over pixels of |D(x_t, t) - x0|^2 / out(t)^2, t in (0, 1]."""

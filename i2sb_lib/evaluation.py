@@ -1,8 +1,135 @@
-"""Metrics."""
+r"""How good is a restoration? Well-kept libraries measure; this module guards what they are fed.
+
+Both batches are rounded to 8 bits, as files would be, and must have one shape: an FID between images
+of two sizes, or images in [0, 1] where [-1, 1] is meant, gives a number that means nothing.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from i2sb_lib.data import cache_dir, fingerprint
+from i2sb_lib.images import check_images, psnr, quantise, to_uint8
+
+METRICS = ("psnr", "ssim", "lpips", "fid", "kid")
 
 
-def psnr(x: Tensor, y: Tensor) -> Tensor:
-    """Per-image peak signal-to-noise ratio (B,) in dB, peak 2 (the width of [-1, 1])."""
-    return -10 * torch.log10((x - y).square().flatten(1).mean(1) / 4)
+class Metric(NamedTuple):
+    """A mean with its 95% interval (equal to it where none is known) and the values of each image."""
+
+    value: float
+    low: float
+    high: float
+    per_image: Tensor | None = None
+
+
+class MetricUnavailable(RuntimeError):
+    """A metric's package or pretrained weights cannot be had; the message says which."""
+
+
+def bootstrap(values: Tensor, n: int = 2000, seed: int = 0) -> Metric:
+    """Mean of values (N,) with the 2.5% and 97.5% quantiles of the mean over n resamplings."""
+    generator = torch.Generator().manual_seed(seed)
+    values = values.detach().double().cpu()
+    means = values[torch.randint(len(values), (n, len(values)), generator=generator)].mean(1)
+    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=means.dtype)).tolist()
+    return Metric(float(values.mean()), low, high, values)
+
+
+def _ssim(x: Tensor, y: Tensor) -> Tensor:
+    from torchmetrics.functional.image import structural_similarity_index_measure as ssim
+
+    parts = zip(x.split(64), y.split(64), strict=True)
+    return torch.cat([ssim(a, b, data_range=2.0, reduction="none").reshape(-1) for a, b in parts])  # type: ignore[union-attr, arg-type]
+
+
+def _lpips(x: Tensor, y: Tensor) -> Tensor:
+    import lpips
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it calls torchvision by an old name
+        model = lpips.LPIPS(net="alex", verbose=False).to(x.device).eval()
+    parts = zip(x.split(64), y.split(64), strict=True)
+    return torch.cat([model(a, b).flatten() for a, b in parts])
+
+
+def _fidelity(x: Tensor, y: Tensor, names: set[str]) -> dict[str, Metric]:
+    """FID and KID of torch-fidelity; Inception features are kept under each set's fingerprint."""
+    from torch_fidelity import calculate_metrics
+
+    def images(z: Tensor) -> Any:
+        return type("Images", (TensorDataset,), {"__getitem__": lambda s, i: s.tensors[0][i]})(z)
+
+    first, second = (to_uint8(z).cpu() for z in (x, y))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = calculate_metrics(
+            input1=images(first),
+            input2=images(second),
+            input1_cache_name=fingerprint(first),
+            input2_cache_name=fingerprint(second),
+            cache_root=str(cache_dir() / "features"),
+            fid="fid" in names,
+            kid="kid" in names,
+            kid_subset_size=min(1000, len(x)),
+            cuda=torch.cuda.is_available(),
+            verbose=False,
+        )
+    out = {}
+    if "fid" in names:
+        out["fid"] = Metric(*[result["frechet_inception_distance"]] * 3)
+    if "kid" in names:
+        mean, half = (result[f"kernel_inception_distance_{k}"] for k in ("mean", "std"))
+        out["kid"] = Metric(mean, mean - 1.96 * half, mean + 1.96 * half)
+    return out
+
+
+def _check_pair(x0_hat: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
+    for name, x in (("x0_hat", x0_hat), ("x0", x0)):
+        if float(check_images(x, name).min()) >= 0:
+            raise ValueError(f"{name}: expected values in [-1, 1], got none below 0 as in [0, 1] images")
+    if x0_hat.shape != x0.shape:
+        raise ValueError(
+            f"expected images of one shape, got {tuple(x0_hat.shape)} and {tuple(x0.shape)}: "
+            "metrics across sizes compare the resizing, not the restoration"
+        )
+    return quantise(x0_hat), quantise(x0)
+
+
+@torch.no_grad()
+def evaluate(x0_hat: Tensor, x0: Tensor, metrics: Sequence[str] = ("psnr", "ssim")) -> dict[str, Metric]:
+    """Compare restored with clean images, both float (N, 3, H, W) in [-1, 1] and of one size.
+
+    psnr (dB, higher is better), ssim (torchmetrics, higher), lpips (AlexNet, lower) are means over
+    images with a bootstrap interval; fid and kid (torch-fidelity, lower) compare the two sets.
+    Raises ValueError for unknown metrics and for images of another range or of two sizes, and
+    MetricUnavailable where weights cannot be loaded or downloaded.
+    """
+    if unknown := set(metrics) - set(METRICS):
+        raise ValueError(f"expected metrics among {METRICS}, got {sorted(unknown)}")
+    x, y = _check_pair(x0_hat, x0)
+    per_image = {"psnr": psnr, "ssim": _ssim, "lpips": _lpips}
+    try:
+        out = {name: bootstrap(f(x, y)) for name, f in per_image.items() if name in metrics}
+        if sets := {"fid", "kid"} & set(metrics):
+            out |= _fidelity(x, y, sets)
+    except (ImportError, OSError) as error:  # no package, or no weights and no network
+        raise MetricUnavailable(f"{', '.join(metrics)}: a metric cannot be loaded ({error})") from error
+    return {name: out[name] for name in metrics}
+
+
+def git_commit() -> str | None:
+    """The commit of the source this runs from, None where it is not a git checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -47,6 +47,11 @@ def quantise(x: Tensor) -> Tensor:
     return to_float(to_uint8(x))
 
 
+def psnr(x: Tensor, y: Tensor) -> Tensor:
+    """Per-image peak signal-to-noise ratio (B,) in dB; the peak is 2, the width of [-1, 1]."""
+    return -10 * torch.log10((x - y).square().flatten(1).mean(1) / 4)
+
+
 def open_image(file: str | Path | object) -> Image.Image:
     """Open an image upright (EXIF rotation applied); ValueError names a file that is not one."""
     try:

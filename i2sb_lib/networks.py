@@ -1,10 +1,11 @@
 r"""Networks F(x, t) for images: the report's `cunet`, and the residual U-Net this book recommends.
 
-`create_network` returns an `nn.Module` called as net(x, t, x1=None) with x (B, 3, H, W), t (B,).
+`create_network` returns an `nn.Module` called as net(x, t) with x (B, planes, H, W) and t (B,).
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -65,7 +66,7 @@ class UNet(nn.Module):
     channels: width of each level; the resolution halves from one to the next. blocks: residual
     blocks a level on the way down (the way up has as many, each with its skip connection).
     attention: levels (0 = full resolution) that also attend. Height and width must be multiples
-    of 2 ** (levels - 1). inp counts input planes: 3, or 6 with `cond_x1`.
+    of 2 ** (levels - 1), its `stride`.
     """
 
     def __init__(
@@ -81,9 +82,7 @@ class UNet(nn.Module):
         emb = 4 * channels[0]
         self.features = channels[0]
         self.stride = 2 ** (len(channels) - 1)
-        self.embed = nn.Sequential(
-            nn.Linear(channels[0], emb), nn.SiLU(), nn.Linear(emb, emb), nn.SiLU()
-        )
+        self.embed = nn.Sequential(nn.Linear(channels[0], emb), nn.SiLU(), nn.Linear(emb, emb), nn.SiLU())
         self.first = nn.Conv2d(inp, channels[0], 3, padding=1)
 
         def block(i: int, o: int, level: int) -> nn.ModuleList:
@@ -117,14 +116,14 @@ class UNet(nn.Module):
         emb = self.embed(time_features(t, self.features).to(self.first.weight.dtype))
         h, skips = self.first(x), []
         for level, stage in enumerate(self.down):
-            for res, attend in stage:  # type: ignore[misc, union-attr]
+            for res, attend in stage:  # type: ignore[attr-defined]
                 h = attend(res(h, emb))
                 skips.append(h)
             if level < len(self.shrink):
                 h = self.shrink[level](h)
         h = self.middle(h, emb)
         for level, stage in enumerate(self.up):
-            for res, attend in stage:  # type: ignore[misc, union-attr]
+            for res, attend in stage:  # type: ignore[attr-defined]
                 h = attend(res(torch.cat([h, skips.pop()], dim=1), emb))
             if level < len(self.grow):
                 h = self.grow[level](F.interpolate(h, scale_factor=2.0, mode="nearest"))
@@ -168,7 +167,7 @@ class CUNet(nn.Module):
         self.time = nn.Sequential(nn.Linear(z, z), nn.SiLU(), nn.Linear(z, z))
         self.first = _double(inp, b)
         widths = [b, 2 * b, 4 * b, 8 * b, 8 * b]
-        self.down = nn.ModuleList(_double(i, o) for i, o in zip(widths, widths[1:], strict=False))
+        self.down = nn.ModuleList(_double(i, o) for i, o in itertools.pairwise(widths))
         outs = [4 * b, 2 * b, b, b]
         self.norm = nn.ModuleList(ConditionalNorm(w, z) for w in [8 * b, 4 * b, 2 * b, b])
         self.up = nn.ModuleList(
@@ -195,17 +194,17 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-def create_network(name: str, cond_x1: bool = False, dropout: float = 0.0) -> nn.Module:
-    """Build a raw network by name: "cunet", "unet-tiny", "unet-small" or "unet-full".
+def create_network(name: str, planes: int = 3, dropout: float = 0.0) -> nn.Module:
+    """Build a raw network, (B, planes, H, W) and t (B,) to (B, 3, H, W), by name.
 
-    cond_x1: the network also sees x1, as three more input planes. Raises ValueError for a name
-    that is not known, and for dropout with "cunet", which has none.
+    name: "cunet", "unet-tiny", "unet-small" or "unet-full". planes: 3 for x_t alone, 3 more for
+    each image it is conditioned on. Raises ValueError for a name that is not known, and for
+    dropout with "cunet", which has none.
     """
-    inp = 6 if cond_x1 else 3
     if name == "cunet":
         if dropout:
             raise ValueError(f"cunet has no dropout, got dropout={dropout}")
-        return CUNet(inp)
+        return CUNet(planes)
     if name not in SIZES:
         raise ValueError(f"expected a network among {['cunet', *SIZES]}, got {name!r}")
-    return UNet(inp, dropout=dropout, **SIZES[name])
+    return UNet(planes, dropout=dropout, **SIZES[name])

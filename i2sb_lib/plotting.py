@@ -58,9 +58,7 @@ def image_grid(
             f"for rows of {[len(r) for r in rows]}"
         )
     n = len(rows[0])
-    fig, axes = plt.subplots(
-        len(rows), n, figsize=(scale * n + 0.9, scale * len(rows)), squeeze=False
-    )
+    fig, axes = plt.subplots(len(rows), n, figsize=(scale * n + 0.9, scale * len(rows)), squeeze=False)
     fig.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)  # type: ignore[union-attr, call-arg]
     for r, (batch, label) in enumerate(zip(rows, labels, strict=True)):
         for c, image in enumerate(batch):

@@ -2,10 +2,10 @@ r"""Variance of the reference process dX = sqrt(beta(t)) dW on t in [0, 1].
 
 Everything the bridge needs from its schedule is two functions,
 
-    var_fwd(t) = sigma_t^2     = int_0^t beta,        var_bwd(t) = bar sigma_t^2 = int_t^1 beta,
+    var_fwd(t) = sigma_t^2 = int_0^t beta,        var_bwd(t) = bar sigma_t^2 = int_t^1 beta,
 
-both computed without subtraction, so var_fwd(0) = var_bwd(1) = 0 and
-var_fwd(1) = var_bwd(0) = total hold exactly.                       [Liu 2023, Prop. 3.3]
+so built that var_fwd(0) = var_bwd(1) = 0 and var_fwd(1) = var_bwd(0) = total hold exactly.
+                                                                        [Liu 2023, Prop. 3.3]
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def symmetric_betas(n: int, beta_max: float = 0.3, linear_start: float = 1e-4) -
 class Schedule:
     """A reference process with diffusion beta(t) >= 0 on [0, 1]; build one with a class method.
 
-    `beta`, `var_fwd` and `var_bwd` take a tensor of any shape (or a float) with values in [0, 1]
-    and return the same shape and dtype. `total` is sigma_1^2 = var_fwd(1).
+    `beta`, `var_fwd` and `var_bwd` take times in [0, 1], a tensor of any shape or a float, and
+    return the same shape and dtype. `total` is sigma_1^2 = var_fwd(1).
     """
 
     total: float
@@ -45,8 +45,8 @@ class Schedule:
         """Symmetric quadratic: sqrt(beta) linear in min(t, 1 - t), from sqrt(beta_min) at the ends.
 
         The limit of the published table at n = 1000: total standard deviation 0.376. Its slope is
-        (sqrt(beta_max) - sqrt(beta_min)) per unit of t, as in the table, where only half of the
-        ramp is used; beta_max is thus the value the ramp would reach at t = 1.
+        sqrt(beta_max) - sqrt(beta_min) per unit of t, as in the table, of whose ramp only the half
+        is used: beta_max is the value that it would reach at t = 1.
         """
         return SymmetricSchedule(beta_min, beta_max)
 
@@ -65,7 +65,7 @@ class Schedule:
         raise NotImplementedError
 
     def var_fwd(self, t: Tensor | float) -> Tensor:
-        """sigma_t^2 = int_0^t beta: variance gathered from the clean end."""
+        """sigma_t^2 = int_0^t beta: variance gathered since the clean end."""
         raise NotImplementedError
 
     def var_bwd(self, t: Tensor | float) -> Tensor:
@@ -93,10 +93,7 @@ class SymmetricSchedule(Schedule):
 
     def __post_init__(self) -> None:
         if not (self.beta_min >= 0 and self.beta_max >= 0 and self.beta_min + self.beta_max > 0):
-            raise ValueError(
-                "expected beta_min, beta_max >= 0, not both 0; "
-                f"got beta_min={self.beta_min}, beta_max={self.beta_max}"
-            )
+            raise ValueError(f"expected beta_min and beta_max >= 0 and not both 0, got {self}")
 
     @property
     def total(self) -> float:  # type: ignore[override]
@@ -107,7 +104,7 @@ class SymmetricSchedule(Schedule):
         return a + (b - a) * u
 
     def _half(self, u: Tensor) -> Tensor:
-        """int_0^u beta for u <= 1/2: the mean of a linear function's square, times u."""
+        """int_0^u beta for u <= 1/2: u times the mean of a linear function's square."""
         a, r = self.beta_min**0.5, self._root(u)
         return u * (a * a + a * r + r * r) / 3
 
@@ -128,34 +125,31 @@ class TableSchedule(Schedule):
 
     def __init__(self, betas: Tensor) -> None:
         betas = torch.as_tensor(betas, dtype=torch.float64).cpu()
-        if betas.ndim != 1 or len(betas) == 0 or not bool((betas >= 0).all() and betas.sum() > 0):
+        if betas.ndim != 1 or not bool((betas >= 0).all() and betas.sum() > 0):
             raise ValueError(
                 "expected a 1-D table of non-negative betas with a positive sum, "
                 f"got shape {tuple(betas.shape)}"
             )
-        self.betas = betas
-        zero = betas.new_zeros(1)
+        self.betas, zero = betas, betas.new_zeros(1)
         self._fwd = torch.cat([zero, betas.cumsum(0)])
-        self.total = float(self._fwd[-1])
         # from the far end, so that neither end is the difference of two large numbers
         self._bwd = torch.cat([betas.flip(0).cumsum(0).flip(0), zero])
-        self._bwd[0] = self.total
+        self._bwd[0] = self._fwd[-1]
+        self.total = float(self._fwd[-1])
 
-    def _index(self, t: Tensor) -> Tensor:
-        return (t * len(self.betas)).long().clamp(0, len(self.betas) - 1)
-
-    def _interpolate(self, table: Tensor, t: Tensor | float) -> Tensor:
-        t = _as_time(t)
-        k = self._index(t)
-        table = table.to(t)
-        return torch.lerp(table[k], table[k + 1], t * len(self.betas) - k)
+    def _locate(self, t: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
+        t, n = _as_time(t), len(self.betas)
+        k = (t * n).long().clamp(0, n - 1)
+        return t, k, t * n - k
 
     def beta(self, t: Tensor | float) -> Tensor:
-        t = _as_time(t)
-        return (self.betas * len(self.betas)).to(t)[self._index(t)]
+        t, k, _ = self._locate(t)
+        return (self.betas * len(self.betas)).to(t)[k]
 
     def var_fwd(self, t: Tensor | float) -> Tensor:
-        return self._interpolate(self._fwd, t)
+        t, k, part = self._locate(t)
+        return torch.lerp(self._fwd.to(t)[k], self._fwd.to(t)[k + 1], part)
 
     def var_bwd(self, t: Tensor | float) -> Tensor:
-        return self._interpolate(self._bwd, t)
+        t, k, part = self._locate(t)
+        return torch.lerp(self._bwd.to(t)[k], self._bwd.to(t)[k + 1], part)

@@ -1,4 +1,4 @@
-r"""One configuration, one loop: Algorithm 1 of [Liu 2023] with everything a long run needs.
+r"""One loop for every run: Algorithm 1 of [Liu 2023] with what a long run needs.
 
 All that is random in step k (which images, flips, degradation, t, noise) comes from a generator
 seeded by (seed, k) alone and is drawn for the whole batch, of which each process takes its share.
@@ -9,112 +9,32 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import json
 import math
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from i2sb_lib.checkpoints import atomic_write, save_pretrained
+from i2sb_lib.checkpoints import atomic_write, auto_precision, device_name, save_pretrained
+from i2sb_lib.config import FREE_ON_RESUME, TrainConfig, config_hash, learning_rate
 from i2sb_lib.data import fingerprint, load_images
 from i2sb_lib.degradations import Degradation, create_degradation
-from i2sb_lib.denoiser import Denoiser, ModelConfig, Prediction
-from i2sb_lib.images import save_image, to_float
+from i2sb_lib.denoiser import Denoiser, ModelConfig
+from i2sb_lib.images import psnr, save_image, to_float
 from i2sb_lib.samplers import sample
 
-FREE_ON_RESUME = {"out", "minutes", "steps", "save_every", "eval_every", "tensorboard", "progress"}
+LOG_EVERY = 50
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on; the message says why and where the last good state is."""
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Everything a run depends on; each field is a flag of `i2sb train`."""
-
-    data: str = "embedded"
-    """embedded, a folder, a zip, parquet or a hub id"""
-    out: str = "runs/run"
-    """folder for the state, the weights, the history and the contact sheet"""
-    size: int = 64
-    """images are cropped square and resized to this many pixels"""
-    degradation: str = "blur-gauss"
-    """name of the degradation that makes x1 from x0"""
-    degradation_options: dict[str, float] = field(default_factory=dict)
-    """its options, such as kernel_size 7 sigma 2"""
-    noise: float = 0.0
-    """standard deviation of noise added to x1, on the [0, 1] scale"""
-    quantise: bool = True
-    """round x1 to 8 bits, as a file would"""
-    network: str = "unet-small"
-    """cunet, unet-tiny, unet-small or unet-full"""
-    cond_x1: bool = True
-    """show x1 to the network at every t"""
-    prediction: Prediction = "precond"
-    """what the network predicts: see i2sb_lib.denoiser"""
-    beta_min: float = 0.1
-    beta_max: float = 0.3
-    dropout: float = 0.0
-    steps: int = 20_000
-    """optimiser steps in all; the learning rate falls to zero there"""
-    batch_size: int = 64
-    """images a step, over all processes"""
-    lr: float = 5e-4
-    warmup: int = 200
-    """steps of linear warm-up"""
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    """largest gradient norm"""
-    ema: float = 0.999
-    """decay of the weight average that is evaluated and exported; shorter in the first steps"""
-    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
-    compile: bool = False
-    """torch.compile the network (pays on a GPU, not on a CPU)"""
-    seed: int = 0
-    holdout: int = 64
-    """training images set aside for the metrics along the way"""
-    minutes: float | None = None
-    """stop, resumably, after this long"""
-    save_every: int = 500
-    eval_every: int = 2000
-    tensorboard: bool = False
-    progress: bool = True
-
-
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """Linear warm-up, then a half cosine to zero at `steps`."""
-    warm = min(1.0, (step + 1) / max(1, config.warmup))
-    done = min(1.0, max(0.0, (step - config.warmup) / max(1, config.steps - config.warmup)))
-    return config.lr * warm * (1 + math.cos(math.pi * done)) / 2
-
-
-def ema_decay(config: TrainConfig, step: int) -> float:
-    """The configured decay, or (1 + step) / (10 + step) while that is smaller."""
-    return min(config.ema, (1 + step) / (10 + step))
-
-
-def auto_precision(device: torch.device) -> str:
-    """bf16 where the hardware computes in it, fp16 on older GPUs (T4), float32 on other CPUs."""
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"
-
-
-def device_name(device: torch.device) -> str:
-    """What the run ran on, for its record."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    """Training cannot start or go on; the message says why and where the last good state is."""
 
 
 class Batches:
@@ -122,76 +42,63 @@ class Batches:
 
     def __init__(self, images: Tensor, degrade: Degradation, config: TrainConfig) -> None:
         self.images, self.degrade, self.config = images, degrade, config
-        self._order: dict[int, Tensor] = {}
-
-    def _permutation(self, epoch: int) -> Tensor:
-        if epoch not in self._order:
-            seed = torch.Generator().manual_seed(self.config.seed * 2**33 + 2**32 + epoch)
-            order = torch.randperm(len(self.images), generator=seed)
-            self._order = {k: v for k, v in self._order.items() if k == epoch - 1} | {epoch: order}
-        return self._order[epoch]
+        self._orders: dict[int, Tensor] = {}
 
     def indices(self, step: int) -> Tensor:
         """Positions of step's images: every epoch visits every image once, in a new order."""
         n, size = len(self.images), self.config.batch_size
-        return torch.stack(
-            [self._permutation(k // n)[k % n] for k in range(step * size, (step + 1) * size)]
-        )
+        places = torch.arange(step * size, (step + 1) * size)
+        for epoch in {int(places[0]) // n, int(places[-1]) // n} - set(self._orders):
+            self._orders.pop(epoch - 2, None)
+            seed = torch.Generator().manual_seed(self.config.seed * 2**33 + 2**32 + epoch)
+            self._orders[epoch] = torch.randperm(n, generator=seed)
+        return torch.stack([self._orders[k // n][k % n] for k in places.tolist()])
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """x0, x1 (B, 3, H, W), t (B,) in (0, 1] stratified over the batch, and the bridge's noise."""
         device = self.images.device
         generator = torch.Generator(device).manual_seed(self.config.seed * 2**33 + step)
-
-        def uniform(*shape: int) -> Tensor:
-            return torch.rand(*shape, generator=generator, device=device)
-
         x0 = to_float(self.images[self.indices(step).to(device)])
         size = len(x0)
-        x0 = torch.where(uniform(size, 1, 1, 1) < 0.5, x0, x0.flip(-1))
+        flip, u = torch.rand(2, size, generator=generator, device=device)
+        x0 = torch.where(flip.reshape(-1, 1, 1, 1) < 0.5, x0.flip(-1), x0)
         x1 = self.degrade(x0, generator)
-        t = 1 - (torch.arange(size, device=device) + uniform(size)) / size * (1 - 1e-3)
-        noise = torch.randn(x0.shape, generator=generator, device=device)
-        return x0, x1, t, noise
+        t = 1 - (torch.arange(size, device=device) + u) / size * (1 - 1e-3)
+        return x0, x1, t, torch.randn(x0.shape, generator=generator, device=device)
 
 
-def config_hash(config: Any) -> str:
-    """Short hash of a configuration's values."""
-    text = json.dumps(dataclasses.asdict(config), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+class _Loss(nn.Module):
+    """The mean loss as a module's forward, so that data parallelism and compilation see it."""
 
+    def __init__(self, model: Denoiser) -> None:
+        super().__init__()
+        self.model = model
 
-def moments(images: Tensor, degrade: Degradation, seed: int) -> tuple[float, float, float]:
-    """(mean x0^2, mean x1^2, mean x0 x1) over the first 512 images, for the preconditioning."""
-    x0 = to_float(images[:512])
-    x1 = degrade(x0, torch.Generator(x0.device).manual_seed(seed))
-    values = [float((a * b).mean()) for a, b in ((x0, x0), (x1, x1), (x0, x1))]
-    return (round(values[0], 4), round(values[1], 4), round(values[2], 4))
+    def forward(self, x0: Tensor, x1: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        return self.model.loss(x0, x1, t, noise).mean()
 
 
 class Trainer:
     """A run: `train` makes one, or takes one up again. `step` counts finished optimiser steps."""
 
     def __init__(self, config: TrainConfig, resume: bool = False) -> None:
-        auto = config.precision == "auto"
-        chosen = auto_precision(PartialState().device) if auto else config.precision
+        self.config, self.out = config, Path(config.out)
+        if not resume and (self.out / "state.pt").exists():
+            raise TrainingError(f"{self.out} holds a run; give --resume to go on, or another --out")
+        device, precision = PartialState().device, str(config.precision)
         AcceleratorState._reset_state()  # a second run in this process may choose otherwise
-        self.accelerator = Accelerator(mixed_precision=chosen)
-        self.config, self.device, self.out = config, self.accelerator.device, Path(config.out)
-        share = config.batch_size // self.accelerator.num_processes
-        if share * self.accelerator.num_processes != config.batch_size:
-            raise TrainingError(
-                f"expected batch_size divisible by {self.accelerator.num_processes} processes, "
-                f"got {config.batch_size}"
-            )
-        rank = self.accelerator.process_index
-        self.share = slice(rank * share, (rank + 1) * share)
-        self.degrade = create_degradation(
-            config.degradation,
-            noise=config.noise,
-            quantise=config.quantise,
-            **config.degradation_options,
+        self.accelerator = Accelerator(
+            mixed_precision=auto_precision(device) if precision == "auto" else precision,
+            log_with="tensorboard" if config.tensorboard else None,
+            project_dir=config.out,
         )
+        self.device, ranks = self.accelerator.device, self.accelerator.num_processes
+        if config.batch_size % ranks:
+            raise TrainingError(
+                f"expected batch_size divisible by {ranks} processes, got {config.batch_size}"
+            )
+        share, rank = config.batch_size // ranks, self.accelerator.process_index
+        self.share = slice(rank * share, (rank + 1) * share)
         with self.accelerator.main_process_first():  # one process prepares, the others read
             images = load_images(config.data, "train", config.size, config.progress)
         if len(images) < config.holdout + config.batch_size:
@@ -202,31 +109,39 @@ class Trainer:
         self.fingerprint = fingerprint(images)
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(config.seed))
         images = images[order].to(self.device)
-        self.held, images = images[: config.holdout], images[config.holdout :]
-        self.batches = Batches(images, self.degrade, config)
-        torch.manual_seed(config.seed)
-        shared = {f.name for f in dataclasses.fields(ModelConfig)} & set(vars(config))
-        self.model_config = ModelConfig(
-            moments=moments(images, self.degrade, config.seed),
-            **{name: getattr(config, name) for name in shared},
+        self.held = images[: config.holdout]
+        self.degrade = create_degradation(
+            config.degradation,
+            noise=config.noise,
+            quantise=config.quantise,
+            **config.degradation_options,
         )
-        model = Denoiser(self.model_config).to(self.device)
-        self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.batches = Batches(images[config.holdout :], self.degrade, config)
+        torch.manual_seed(config.seed)
+        self.model = self._build().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay
         )
-        self.step, self.history, self.pending = 0, [], []  # type: ignore[var-annotated]
-        self.seconds = 0.0
+        self.step, self.seconds = 0, 0.0
+        self.history: list[dict[str, float]] = []
+        self.pending: list[Tensor] = []  # losses since the last line of the history
         if resume:
             self._load()
-        elif (self.out / "state.pt").exists():
-            raise TrainingError(f"{self.out} holds a run; give --resume to go on, or another --out")
+        loss = _Loss(self.model)
         self.wrapped, self.optimizer = self.accelerator.prepare(
-            _Loss(self.model), self.optimizer
+            torch.compile(loss) if config.compile else loss, self.optimizer
         )
-        if config.compile:
-            self.wrapped = torch.compile(self.wrapped)  # type: ignore[assignment]
+
+    def _build(self) -> Denoiser:
+        """The denoiser that the config describes, its moments measured on 512 training pairs."""
+        shared = {f.name for f in dataclasses.fields(ModelConfig)} & set(vars(self.config))
+        config = ModelConfig(**{name: getattr(self.config, name) for name in shared})
+        x0 = to_float(self.batches.images[:512])
+        x1 = self.degrade(x0, torch.Generator(x0.device).manual_seed(self.config.seed))
+        g = Denoiser(config).guess(x1)
+        m00, m11, m01 = (round(float((a * b).mean()), 4) for a, b in ((x0, x0), (g, g), (x0, g)))
+        return Denoiser(dataclasses.replace(config, moments=(m00, m11, m01)))
 
     def _load(self) -> None:
         path = self.out / "state.pt"
@@ -245,11 +160,12 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.step, self.history, self.seconds = state["step"], state["history"], state["seconds"]
-        self.pending = state["pending"]
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.history, self.pending = state["history"], state["pending"]
 
     def save(self) -> None:
         """Write the state and the averaged weights, each whole or not at all."""
+        self._mean_loss()  # never over a good state with a bad one
         if not self.accelerator.is_main_process:
             return
         scaler = self.accelerator.scaler
@@ -267,11 +183,12 @@ class Trainer:
         }
         atomic_write(self.out / "state.pt", lambda p: torch.save(state, p))
         save_pretrained(self.out, self.ema, self.record())
-        history = json.dumps(self.history, indent=0)
+        history = "[\n" + ",\n".join(json.dumps(line) for line in self.history) + "\n]\n"
         atomic_write(self.out / "history.json", lambda p: p.write_text(history))
 
     def record(self) -> dict[str, Any]:
         """What a result needs to be traced: configuration, data, device, progress, speed."""
+        speed = self.step * self.config.batch_size / self.seconds if self.seconds else 0.0
         return {
             "training": dataclasses.asdict(self.config),
             "config_hash": config_hash(self.config),
@@ -282,79 +199,65 @@ class Trainer:
             "torch": torch.__version__,
             "step": self.step,
             "seconds": round(self.seconds, 1),
-            "images_per_second": round(self.step * self.config.batch_size / self.seconds, 1)
-            if self.seconds
-            else None,
+            "images_per_second": round(speed, 1),
         }
 
-    def optimise(self) -> Tensor:
-        """One step of Algorithm 1; returns the batch's loss on this process, without waiting."""
-        config = self.config
-        torch.manual_seed(config.seed * 2**33 + 2**32 * 2 + self.step)  # dropout's stream
+    def optimise(self) -> None:
+        """One step of Algorithm 1; its loss waits in `pending`, so that no device is waited for."""
+        torch.manual_seed(self.config.seed * 2**33 + 2**32 * 2 + self.step)  # dropout's stream
         batch = (v[self.share] for v in self.batches(self.step))
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(config, self.step)
+            group["lr"] = learning_rate(self.config, self.step)
         loss = self.wrapped(*batch)
         self.accelerator.backward(loss)
-        self.accelerator.clip_grad_norm_(self.wrapped.parameters(), config.clip)
+        self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.config.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            weights = [list(m.parameters()) for m in (self.ema, self.model)]
-            torch._foreach_lerp_(*weights, 1 - ema_decay(config, self.step))
+            slow, fast = (list(m.parameters()) for m in (self.ema, self.model))
+            torch._foreach_lerp_(slow, fast, 1 - decay)
         self.step += 1
-        return loss.detach()
+        self.pending.append(loss.detach())
 
-    def flush(self) -> float:
-        """Mean loss since the last call, over all processes; TrainingError where it is not finite."""
+    def _mean_loss(self) -> float:
+        """Mean of the pending losses over all processes; TrainingError where it is not finite."""
+        if not self.pending:
+            return 0.0
         mean = float(self.accelerator.reduce(torch.stack(self.pending).mean(), "mean"))
         if not math.isfinite(mean):
             raise TrainingError(
                 f"the loss became {mean} before step {self.step}: nothing was saved since; the last "
-                f"good state is {self.out / 'state.pt'} if it exists. Resume it, or start again "
-                "with a lower lr"
+                f"good state is {self.out / 'state.pt'} if it exists. Start again with a lower lr"
             )
-        self.pending = []
-        lr = learning_rate(self.config, self.step - 1)
-        self.history.append({"step": self.step, "loss": mean, "lr": lr})
         return mean
+
+    def log(self) -> dict[str, float]:
+        """Move the pending losses to the history as one line: step, mean loss, learning rate."""
+        rate = learning_rate(self.config, self.step - 1)
+        self.history.append({"step": self.step, "loss": self._mean_loss(), "lr": rate})
+        self.pending = []
+        return self.history[-1]
 
     @torch.no_grad()
     def monitor(self, nfe: int = 10) -> dict[str, float]:
         """PSNR (dB) of the held-out images at 1 and `nfe` steps, and a contact sheet of eight."""
-        from i2sb_lib.evaluation import psnr
-
         x0 = to_float(self.held)
-        x1 = self.degrade(x0, torch.Generator(x0.device).manual_seed(self.config.seed))
-        cond = x1 if self.config.cond_x1 else None
         generator = torch.Generator(x0.device).manual_seed(self.config.seed)
-        rows, result = [x0, x1], {"step": self.step}
+        x1 = self.degrade(x0, generator)
+        rows, result = [x0, x1], {"step": float(self.step)}
         for n in (1, nfe):
             with self.accelerator.autocast():
-                x = sample(
-                    lambda xt, t: self.ema(xt, t, cond),
-                    self.ema.bridge,
-                    x1,
-                    n,
-                    generator=generator,
-                ).x
-            rows.append(x.clamp(-1, 1))
+                restored = sample(
+                    lambda xt, t: self.ema(xt, t, x1), self.ema.bridge, x1, n, generator=generator
+                )
+            rows.append(restored.x.clamp(-1, 1))
             result[f"psnr_{n}"] = float(psnr(rows[-1], x0).mean())
         sheet = torch.cat([torch.cat(list(r[:8]), dim=-1) for r in rows], dim=-2)
         self.out.mkdir(parents=True, exist_ok=True)
         save_image(sheet, self.out / "contact_sheet.png")
+        self.history.append(result)
         return result
-
-
-class _Loss(torch.nn.Module):
-    """The mean loss as a module's forward, so that data parallelism and compilation see it."""
-
-    def __init__(self, model: Denoiser) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x0: Tensor, x1: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        return self.model.loss(x0, x1, t, noise).mean()
 
 
 def train(config: TrainConfig, resume: bool = False) -> dict[str, Any]:
@@ -363,44 +266,32 @@ def train(config: TrainConfig, resume: bool = False) -> dict[str, Any]:
     Returns the run's record with "finished" and the last metrics. Raises TrainingError where a run
     cannot start, resume or go on; what was saved stays as it was.
     """
-    run, started, log_every = Trainer(config, resume), time.monotonic(), 50
+    run, started = Trainer(config, resume), time.monotonic()
     before, main = run.seconds, run.accelerator.is_main_process
-    writer = None
-    if config.tensorboard and main:
-        from torch.utils.tensorboard import SummaryWriter
-
-        writer = SummaryWriter(str(run.out), purge_step=run.step)
-    bar = tqdm(
-        total=config.steps,
-        initial=run.step,
-        unit="step",
-        disable=None if config.progress and main else True,
-    )
+    if config.tensorboard:
+        run.accelerator.init_trackers(".")
+    quiet = None if config.progress and main else True  # None: only where stderr is a terminal
+    bar = tqdm(total=config.steps, initial=run.step, unit="step", disable=quiet)
     metrics: dict[str, float] = {}
-    while run.step < config.steps:
-        run.pending.append(run.optimise())
+    late = False
+    while run.step < config.steps and not late:
+        run.optimise()
         run.seconds = before + time.monotonic() - started
         bar.update()
         last = run.step == config.steps
-        if run.step % log_every == 0 or last:
-            loss = run.flush()
-            bar.set_postfix(loss=f"{loss:.4f}", **{k: f"{v:.2f}" for k, v in metrics.items()})
-            if writer:
-                writer.add_scalar("loss", loss, run.step)
+        if run.step % LOG_EVERY == 0 or last:
+            line = run.log()
+            run.accelerator.log(line, step=run.step)
+            bar.set_postfix(loss=f"{line['loss']:.4f}", **metrics)
         if (run.step % config.eval_every == 0 or last) and main:
-            metrics = run.monitor()
-            run.history.append(metrics)
-            metrics = {k: v for k, v in metrics.items() if k != "step"}
-            for key, value in metrics.items() if writer else ():
-                writer.add_scalar(key, value, run.step)  # type: ignore[union-attr]
-        late = config.minutes is not None and run.seconds - before > 60 * config.minutes
-        if run.accelerator.num_processes > 1 and config.minutes is not None:
-            late = broadcast_object_list([late])[0]
+            metrics = {k: round(v, 3) for k, v in run.monitor().items() if k != "step"}
+            run.accelerator.log(metrics, step=run.step)
+        if config.minutes is not None:
+            late = run.seconds - before > 60 * config.minutes
+            if run.accelerator.num_processes > 1:  # the first process's clock decides
+                late = broadcast_object_list([late])[0]
         if run.step % config.save_every == 0 or last or late:
             run.save()
-        if late:
-            break
     bar.close()
-    if writer:
-        writer.close()
+    run.accelerator.end_training()
     return {**run.record(), **metrics, "finished": run.step >= config.steps}

@@ -1,0 +1,3 @@
+from i2sb_lib.cli import main
+
+main()

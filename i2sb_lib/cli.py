@@ -1,0 +1,243 @@
+"""The command line: `i2sb train | restore | degrade | evaluate | info`, each with --help.
+
+Exit codes: 0 done, 1 an error told in one sentence on stderr, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from torch import Tensor
+
+from i2sb_lib.checkpoints import DEFAULT, SHIPPED, atomic_write, device_name, load_pretrained
+from i2sb_lib.config import PRESETS, TrainConfig
+from i2sb_lib.data import fingerprint, load_images
+from i2sb_lib.degradations import Degradation, create_degradation
+from i2sb_lib.evaluation import MetricUnavailable, evaluate, git_commit
+from i2sb_lib.images import SUFFIXES, open_image, save_image, to_float, to_tensor
+from i2sb_lib.samplers import Sampler
+from i2sb_lib.training import TrainingError, train
+
+Folder = Annotated[Path, tyro.conf.Positional]
+
+
+def _each_image(source: Path, target: Path, work: Callable[[Tensor], Tensor]) -> None:
+    """Run `work` on one image or on every image of a folder; the same names come out."""
+    if not source.exists():
+        raise ValueError(f"expected an image or a folder at {source}, got nothing there")
+    files = (
+        sorted(f for f in source.rglob("*") if f.suffix.lower() in SUFFIXES) if source.is_dir() else [source]
+    )
+    if not files:
+        raise ValueError(f"{source}: expected images ({', '.join(SUFFIXES)}), got none")
+    failed = 0
+    for file in files:
+        out = target / file.relative_to(source) if source.is_dir() else target
+        if out.suffix.lower() not in SUFFIXES:
+            out = out / file.name
+        try:
+            x = to_float(to_tensor(open_image(file)))[None]
+            out.parent.mkdir(parents=True, exist_ok=True)
+            save_image(work(x)[0], out)
+            print(out)
+        except ValueError as error:  # the others can still be done
+            failed += 1
+            print(f"i2sb: {error}", file=sys.stderr)
+    if failed:
+        raise ValueError(f"{failed} of {len(files)} images could not be read; the others were written")
+
+
+def _degradation(record: dict[str, Any]) -> Degradation:
+    """The degradation that a run was trained on."""
+    config = record["training"]
+    return create_degradation(
+        config["degradation"],
+        noise=config["noise"],
+        quantise=config["quantise"],
+        **config["degradation_options"],
+    )
+
+
+@dataclass
+class Restore:
+    """Restore an image, or every image of a folder."""
+
+    source: Folder
+    """image or folder"""
+    target: Folder
+    """image or folder to write"""
+    checkpoint: str = DEFAULT
+    """a shipped model, a run's folder or a hub id"""
+    nfe: int = 10
+    """network calls"""
+    sampler: Sampler = "sde"
+    """sde is sharpest, ode has the smallest error"""
+    seed: int = 0
+    """of the sampler's noise"""
+    degrade: bool = False
+    """degrade the image first, for a demonstration: degraded and restored come out side by side"""
+
+    def run(self) -> None:
+        model = load_pretrained(self.checkpoint)
+        degrade = _degradation(model.record)
+
+        def work(x: Tensor) -> Tensor:
+            x1 = degrade(x, torch.Generator().manual_seed(self.seed)) if self.degrade else x
+            x0_hat = model.restore(x1, self.nfe, self.sampler, self.seed)
+            return torch.cat([x1, x0_hat], dim=-1) if self.degrade else x0_hat
+
+        _each_image(self.source, self.target, work)
+
+
+@dataclass
+class Degrade:
+    """Degrade an image, or every image of a folder."""
+
+    source: Folder
+    """image or folder"""
+    target: Folder
+    """image or folder to write"""
+    name: str = "blur-gauss"
+    """which degradation: see i2sb_lib.degradations"""
+    options: dict[str, float] = dataclasses.field(default_factory=dict)
+    """its options, such as kernel_size 7 sigma 2"""
+    noise: float = 0.0
+    """standard deviation of added noise on the [0, 1] scale"""
+    seed: int = 0
+    """of whatever is random"""
+
+    def run(self) -> None:
+        degrade = create_degradation(self.name, noise=self.noise, quantise=True, **self.options)
+        _each_image(self.source, self.target, lambda x: degrade(x, torch.Generator().manual_seed(self.seed)))
+
+
+@dataclass
+class Evaluate:
+    """Degrade clean images as the model was trained to see, restore them and measure."""
+
+    checkpoint: str = DEFAULT
+    """a shipped model, a run's folder or a hub id"""
+    data: str = "embedded"
+    """clean images: embedded, a folder, a zip, parquet or a hub id"""
+    split: str | None = None
+    """which split of them; test or validation unless said"""
+    nfe: tuple[int, ...] = (1, 10)
+    """network calls, each a row"""
+    samplers: tuple[Sampler, ...] = ("sde",)
+    """each with each nfe"""
+    metrics: tuple[str, ...] = ("psnr", "ssim")
+    """among psnr ssim lpips fid kid"""
+    limit: int | None = None
+    """only the first so many images"""
+    seed: int = 0
+    """of the degradation and the samplers"""
+    out: str | None = None
+    """folder for metrics.json, a contact sheet and a copy of the run's history"""
+
+    def run(self) -> None:
+        model = load_pretrained(self.checkpoint)
+        size = model.record["training"]["size"]
+        clean = load_images(self.data, self.split, size)[: self.limit]
+        x0 = to_float(clean)
+        degrade = _degradation(model.record)
+        x1 = degrade(x0, torch.Generator().manual_seed(self.seed))
+        rows, sheet = [], [x0[:8], x1[:8]]
+        print(
+            f"{len(x0)} images, {degrade}\n" + "  ".join(f"{h:>9}" for h in ("sampler", "nfe", *self.metrics))
+        )
+        jobs = [("identity", 0), *((s, n) for s in self.samplers for n in self.nfe)]
+        for sampler, nfe in jobs:
+            x = model.restore(x1, nfe, sampler, self.seed, progress=True) if nfe else x1  # type: ignore[arg-type]
+            result = evaluate(x, x0, self.metrics)
+            values = {k: {"value": m.value, "low": m.low, "high": m.high} for k, m in result.items()}
+            rows.append({"sampler": sampler, "nfe": nfe, **values})
+            cells = (f"{m.value:9.4f}" for m in result.values())
+            print("  ".join([f"{sampler:>9}", f"{nfe:>9}", *cells]), flush=True)
+            sheet += [x[:8]] if nfe else []
+        if self.out:
+            self._write(Path(self.out), model, rows, sheet, fingerprint(clean), len(x0))
+
+    def _write(self, out: Path, model: Any, rows: Any, sheet: list[Tensor], data: str, n: int) -> None:
+        content = {
+            "data": {"source": Path(self.data).name, "images": n, "fingerprint": data},
+            "seed": self.seed,
+            "git_commit": git_commit(),
+            "device": device_name(next(model.denoiser.parameters()).device),
+            "checkpoint": model.record,
+            "results": rows,
+        }
+        text = json.dumps(content, indent=1) + "\n"
+        atomic_write(out / "metrics.json", lambda p: p.write_text(text))
+        save_image(torch.cat([torch.cat(list(r), dim=-1) for r in sheet], dim=-2), out / "restored.png")
+        history = model.folder / "history.json"
+        if history.exists() and history.parent.resolve() != out.resolve():
+            shutil.copy(history, out / "history.json")
+
+
+@dataclass
+class Info:
+    """Describe a checkpoint: its card, its model and its run; or list those that are shipped."""
+
+    checkpoint: Annotated[str | None, tyro.conf.Positional] = None
+    """a shipped model, a run's folder or a hub id"""
+
+    def run(self) -> None:
+        if self.checkpoint is None:
+            names = sorted({p.parent.name for s in SHIPPED for p in s.glob("*/model.json")})
+            print("\n".join(f"{name} (default)" if name == DEFAULT else name for name in names))
+            return
+        model = load_pretrained(self.checkpoint, "cpu")
+        card = model.folder / "README.md"
+        print(card.read_text() if card.exists() else f"{model.folder}: no model card")
+        count = sum(p.numel() for p in model.denoiser.parameters())
+        content = {"parameters": count, "model": dataclasses.asdict(model.denoiser.config), **model.record}
+        print(json.dumps(content, indent=1))
+
+
+@dataclass
+class Train:
+    """Train a bridge, or go on with a run. Flags after --preset change what it sets."""
+
+    config: tyro.conf.OmitArgPrefixes[TrainConfig]
+    resume: bool = False
+    """go on with the run in --out"""
+    preset: Literal["embedded", "celeba64-deblur", "celeba64-deblur-blind", "celeba64-deblur-noisy",
+                    "celeba64-deblur-cunet"] | None = None  # fmt: skip
+    """start from the flags of one of the book's runs"""
+
+    def run(self) -> None:
+        result = train(self.config, self.resume)
+        done = "finished" if result["finished"] else "stopped, go on with --resume"
+        quality = "".join(f", {k} {v}" for k, v in result.items() if k.startswith("psnr"))
+        print(f"{self.config.out}: {done} at step {result['step']} of {self.config.steps}{quality}")
+
+
+COMMANDS = {"train": Train, "restore": Restore, "degrade": Degrade, "evaluate": Evaluate, "info": Info}
+
+
+def main(args: list[str] | None = None) -> None:
+    """Entry point; leaves by SystemExit where a command fails."""
+    name, *rest = (sys.argv[1:] if args is None else args) or ["--help"]
+    if name not in COMMANDS:
+        asked = name in ("-h", "--help")
+        print(__doc__ if asked else f"i2sb: expected one of {list(COMMANDS)}, got {name!r}")
+        sys.exit(0 if asked else 2)
+    preset = next((b for a, b in itertools.pairwise(rest) if a == "--preset"), "")
+    default = Train(PRESETS.get(preset, TrainConfig())) if name == "train" else None
+    command: Any = tyro.cli(COMMANDS[name], prog=f"i2sb {name}", args=rest, default=default)
+    try:
+        command.run()
+    except (ValueError, OSError, TrainingError, MetricUnavailable) as error:
+        sys.exit(f"i2sb: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
