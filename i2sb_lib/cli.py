@@ -72,20 +72,14 @@ def _degradation(record: dict[str, Any]) -> Degradation:
 class Restore:
     """Restore an image, or every image of a folder."""
 
-    source: Folder
-    """image or folder"""
-    target: Folder
-    """image or folder to write"""
-    checkpoint: str = DEFAULT
-    """a shipped model, a run's folder or a hub id"""
-    nfe: int = 10
-    """network calls"""
-    sampler: Sampler = "sde"
-    """sde is sharpest, ode has the smallest error"""
-    seed: int = 0
-    """of the sampler's noise"""
+    source: Folder  # image or folder
+    target: Folder  # image or folder to write
+    checkpoint: str = DEFAULT  # a shipped model, a run's folder or a hub id
+    nfe: int = 10  # network calls
+    sampler: Sampler = "sde"  # sde is sharpest, ode has the smallest error
+    seed: int = 0  # of the sampler's noise
+    # degrade the image first, for a demonstration: degraded and restored come out side by side
     degrade: bool = False
-    """degrade the image first, for a demonstration: degraded and restored come out side by side"""
 
     def run(self) -> None:
         model = load_pretrained(self.checkpoint)
@@ -103,18 +97,13 @@ class Restore:
 class Degrade:
     """Degrade an image, or every image of a folder."""
 
-    source: Folder
-    """image or folder"""
-    target: Folder
-    """image or folder to write"""
-    name: str = "blur-gauss"
-    """which degradation: see i2sb_lib.degradations"""
+    source: Folder  # image or folder
+    target: Folder  # image or folder to write
+    name: str = "blur-gauss"  # which degradation: see i2sb_lib.degradations
+    # its options, such as kernel_size 7 sigma 2
     options: dict[str, float] = dataclasses.field(default_factory=dict)
-    """its options, such as kernel_size 7 sigma 2"""
-    noise: float = 0.0
-    """standard deviation of added noise on the [0, 1] scale"""
-    seed: int = 0
-    """of whatever is random"""
+    noise: float = 0.0  # standard deviation of added noise on the [0, 1] scale
+    seed: int = 0  # of whatever is random
 
     def run(self) -> None:
         degrade = create_degradation(self.name, noise=self.noise, quantise=True, **self.options)
@@ -125,24 +114,15 @@ class Degrade:
 class Evaluate:
     """Degrade clean images as the model was trained to see, restore them and measure."""
 
-    checkpoint: str = DEFAULT
-    """a shipped model, a run's folder or a hub id"""
-    data: str = "embedded"
-    """clean images: embedded, a folder, a zip, parquet or a hub id"""
-    split: str | None = None
-    """which split of them; test or validation unless said"""
-    nfe: tuple[int, ...] = (1, 10)
-    """network calls, each a row"""
-    samplers: tuple[Sampler, ...] = ("sde",)
-    """each with each nfe"""
-    metrics: tuple[str, ...] = ("psnr", "ssim")
-    """among psnr ssim lpips fid kid"""
-    limit: int | None = None
-    """only the first so many images"""
-    seed: int = 0
-    """of the degradation and the samplers"""
-    out: str | None = None
-    """folder for metrics.json, a contact sheet and a copy of the run's history"""
+    checkpoint: str = DEFAULT  # a shipped model, a run's folder or a hub id
+    data: str = "embedded"  # clean images: embedded, a folder, a zip, parquet or a hub id
+    split: str | None = None  # which split of them; test or validation unless said
+    nfe: tuple[int, ...] = (1, 10)  # network calls, each a row
+    samplers: tuple[Sampler, ...] = ("sde",)  # each with each nfe
+    metrics: tuple[str, ...] = ("psnr", "ssim")  # among psnr ssim lpips fid kid
+    limit: int | None = None  # only the first so many images
+    seed: int = 0  # of the degradation and the samplers
+    out: str | None = None  # folder for metrics.json, a contact sheet and a copy of the run's history
 
     def run(self) -> None:
         model = load_pretrained(self.checkpoint)
@@ -188,8 +168,8 @@ class Evaluate:
 class Info:
     """Describe a checkpoint: its card, its model and its run; or list those that are shipped."""
 
+    # a shipped model, a run's folder or a hub id
     checkpoint: Annotated[str | None, tyro.conf.Positional] = None
-    """a shipped model, a run's folder or a hub id"""
 
     def run(self) -> None:
         if self.checkpoint is None:
@@ -199,8 +179,7 @@ class Info:
         model = load_pretrained(self.checkpoint, "cpu")
         card = model.folder / "README.md"
         print(card.read_text() if card.exists() else f"{model.folder}: no model card")
-        count = sum(p.numel() for p in model.denoiser.parameters())
-        content = {"parameters": count, "model": dataclasses.asdict(model.denoiser.config), **model.record}
+        content = {"model": dataclasses.asdict(model.denoiser.config), **model.record}
         print(json.dumps(content, indent=1))
 
 
@@ -209,8 +188,7 @@ class Train:
     """Train a bridge, or go on with a run. Flags after --preset change what it sets."""
 
     config: tyro.conf.OmitArgPrefixes[TrainConfig]
-    resume: bool = False
-    """go on with the run in --out"""
+    resume: bool = False  # go on with the run in --out
     preset: Literal["embedded", "celeba64-deblur", "celeba64-deblur-blind", "celeba64-deblur-noisy",
                     "celeba64-deblur-cunet"] | None = None  # fmt: skip
     """start from the flags of one of the book's runs"""

@@ -18,66 +18,40 @@ FREE_ON_RESUME = {"out", "minutes", "steps", "save_every", "eval_every", "tensor
 class TrainConfig:
     """Everything that a run depends on; each field is a flag of `i2sb train`."""
 
-    data: str = "embedded"
-    """embedded, a folder, a zip, parquet or a hub id"""
-    out: str = "runs/run"
-    """folder for the state, the weights, the history and the contact sheet"""
-    size: int = 64
-    """images are cropped square and resized to this many pixels"""
-    degradation: str = "blur-gauss"
-    """name of the degradation that makes x1 from x0"""
+    data: str = "embedded"  # embedded, a folder, a zip, parquet or a hub id
+    out: str = "runs/run"  # folder for the state, the weights, the history and the contact sheet
+    size: int = 64  # images are cropped square and resized to this many pixels
+    degradation: str = "blur-gauss"  # name of the degradation that makes x1 from x0
+    # its options, such as kernel_size 7 sigma 2
     degradation_options: dict[str, float] = field(default_factory=dict)
-    """its options, such as kernel_size 7 sigma 2"""
-    noise: float = 0.0
-    """standard deviation of noise added to x1, on the [0, 1] scale"""
-    quantise: bool = True
-    """round x1 to 8 bits, as a file would"""
-    network: str = "unet-small"
-    """cunet, unet-tiny, unet-small or unet-full"""
-    cond_x1: bool = True
-    """show x1 to the network at every t"""
+    noise: float = 0.0  # standard deviation of noise added to x1, on the [0, 1] scale
+    quantise: bool = True  # round x1 to 8 bits, as a file would
+    network: str = "unet-small"  # cunet, unet-tiny, unet-small or unet-full
+    cond_x1: bool = True  # show x1 to the network at every t
+    # also show it the Tikhonov inverse of the blur with this weight (operator-aware); 0: blind
     tikhonov: float = 0.0
-    """also show it the Tikhonov inverse of the blur with this weight (operator-aware); 0: blind"""
-    prediction: Prediction = "precond"
-    """what the network predicts: see i2sb_lib.denoiser"""
-    beta_min: float = 0.1
-    """diffusion at both ends of the bridge"""
-    beta_max: float = 0.3
-    """value that its ramp would reach at t = 1; both together set sigma_1"""
-    dropout: float = 0.0
-    """probability of dropping a feature"""
-    steps: int = 20_000
-    """optimiser steps in all; the learning rate falls to zero there"""
-    batch_size: int = 64
-    """images a step, over all processes"""
-    lr: float = 5e-4
-    """largest learning rate"""
-    warmup: int = 200
-    """steps of linear warm-up"""
-    weight_decay: float = 0.01
-    """AdamW's"""
-    clip: float = 1.0
-    """largest gradient norm"""
+    prediction: Prediction = "precond"  # what the network predicts: see i2sb_lib.denoiser
+    beta_min: float = 0.1  # diffusion at both ends of the bridge
+    beta_max: float = 0.3  # value that its ramp would reach at t = 1; both together set sigma_1
+    dropout: float = 0.0  # probability of dropping a feature
+    steps: int = 20_000  # optimiser steps in all; the learning rate falls to zero there
+    batch_size: int = 64  # images a step, over all processes
+    lr: float = 5e-4  # largest learning rate
+    warmup: int = 200  # steps of linear warm-up
+    weight_decay: float = 0.01  # AdamW's
+    clip: float = 1.0  # largest gradient norm
+    # decay of the weight average that is evaluated and exported; shorter in the first steps
     ema: float = 0.999
-    """decay of the weight average that is evaluated and exported; shorter in the first steps"""
+    # auto: bf16 where the hardware has it, fp16 on older GPUs, float32 on other CPUs
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
-    """auto: bf16 where the hardware has it, fp16 on older GPUs, float32 on other CPUs"""
-    compile: bool = False
-    """torch.compile the network (pays on a GPU, not on a CPU)"""
-    seed: int = 0
-    """of everything random"""
-    holdout: int = 64
-    """training images set aside for the metrics along the way"""
-    minutes: float | None = None
-    """stop, resumably, after this long"""
-    save_every: int = 500
-    """steps between saved states"""
-    eval_every: int = 2000
-    """steps between metrics and contact sheets"""
-    tensorboard: bool = False
-    """log to TensorBoard in `out`"""
-    progress: bool = True
-    """show a progress bar where the output is a terminal"""
+    compile: bool = False  # torch.compile the network (pays on a GPU, not on a CPU)
+    seed: int = 0  # of everything random
+    holdout: int = 64  # training images set aside for the metrics along the way
+    minutes: float | None = None  # stop, resumably, after this long
+    save_every: int = 500  # steps between saved states
+    eval_every: int = 2000  # steps between metrics and contact sheets
+    tensorboard: bool = False  # log to TensorBoard in `out`
+    progress: bool = True  # show a progress bar where the output is a terminal
 
 
 def _full(**changes: Any) -> TrainConfig:
@@ -101,7 +75,6 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     return config.lr * warm * (1 + math.cos(math.pi * done)) / 2
 
 
-def config_hash(config: Any) -> str:
-    """Short hash of a configuration's values, a dataclass or a dict of them."""
-    values = config if isinstance(config, dict) else dataclasses.asdict(config)
+def config_hash(values: dict[str, Any]) -> str:
+    """Short hash of a configuration, as it stands in a run's record."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]

@@ -13,6 +13,7 @@ import io
 import os
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -109,7 +110,7 @@ def _parquet(files: list[Path]) -> Iterator[tuple[str, Image.Image]]:
         try:
             table = pyarrow.parquet.ParquetFile(file)
             if "image" not in table.schema_arrow.names:
-                raise ValueError(f'a column "image" in {table.schema_arrow.names}')
+                raise pyarrow.ArrowInvalid(f'a column "image" is not among {table.schema_arrow.names}')
             batches = table.iter_batches(64, columns=["image"])
             rows = (row.as_py()["bytes"] for batch in batches for row in batch.column(0))
             for i, data in enumerate(rows):
@@ -124,7 +125,7 @@ def _zip(path: Path) -> Iterator[tuple[str, Image.Image]]:
             for name in sorted(archive.namelist()):
                 if name.lower().endswith(SUFFIXES) and "__MACOSX" not in name:
                     yield _from_bytes(archive.read(name), f"{path}/{name}")
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, zlib.error, RuntimeError) as error:  # RuntimeError: encrypted
         raise ValueError(f"{path}: expected a complete zip file, got: {error}") from None
 
 

@@ -19,11 +19,25 @@ from torchvision import io
 
 from i2sb_lib.images import check_images, quantise, to_float, to_uint8
 
+LIMITS: dict[str, tuple[float, float]] = {
+    "kernel_size": (1, 255), "sigma": (1e-2, 1e3), "factor": (1, 1024), "fraction": (0, 1), "std": (0, 10),
+    "strokes": (1, 100), "corners": (1, 100), "width": (0, 1), "quality": (1, 100),
+}  # fmt: skip
+
 
 class Degradation:
-    """An operator H. Call it as H(x, generator=None); `linear` says whether `adjoint` exists."""
+    """An operator H. Call it as H(x, generator=None); `linear` says whether `adjoint` exists.
+
+    Raises ValueError for an option outside LIMITS.
+    """
 
     linear: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        for name in vars(self).keys() & LIMITS:
+            (low, high), value = LIMITS[name], getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"expected {name} from {low:g} to {high:g}, got {value}")
 
     def apply(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """The operator itself, on checked input."""
@@ -71,11 +85,13 @@ class Separable(Degradation):
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def _on_device(op: Separable, n: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     return op.matrix(n).to(device, dtype)
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def _svd(op: Separable, n: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     u, s, v = torch.linalg.svd(op.matrix(n))
     return u.to(device), s.to(device), v.to(device)
@@ -96,10 +112,6 @@ class GaussianBlur(Separable):
 
     kernel_size: int = 7
     sigma: float = 2.0
-
-    def __post_init__(self) -> None:
-        if not self.sigma > 0:
-            raise ValueError(f"expected sigma > 0, got {self.sigma}")
 
     def matrix(self, n: int) -> Tensor:
         x = torch.arange(self.kernel_size, dtype=torch.float64) - self.kernel_size // 2
@@ -129,7 +141,7 @@ class Downsample(Separable):
     bicubic: bool = False
 
     def matrix(self, n: int) -> Tensor:
-        if self.factor < 1 or n % self.factor:
+        if n % self.factor:
             raise ValueError(f"expected a size divisible by {self.factor}, got {n}")
         eye = torch.eye(n, dtype=torch.float64).reshape(n, 1, 1, n)
         mode, small = ("bicubic" if self.bicubic else "area"), (1, n // self.factor)
@@ -188,10 +200,6 @@ class JPEG(Degradation):
     """Encode and decode as JPEG at `quality` (1 to 100), 4:2:0 chroma, on the CPU's codec."""
 
     quality: int = 10
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.quality <= 100:
-            raise ValueError(f"expected a quality from 1 to 100, got {self.quality}")
 
     def apply(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         files = io.encode_jpeg(list(to_uint8(x).cpu()), quality=self.quality)

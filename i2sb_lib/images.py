@@ -19,7 +19,8 @@ def check_images(x: Tensor, name: str = "images") -> Tensor:
     The range may be exceeded by 0.5 (a bridge state carries noise); the two common slips, images
     in [0, 255] and uint8, are refused.
     """
-    if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
+    good = isinstance(x, Tensor) and x.ndim == 4 and x.shape[1] == 3 and x.is_floating_point()
+    if not good or not x.numel():
         what = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(f"{name}: expected float images (B, 3, H, W) in [-1, 1], got {what}")
     low, high = (float(v) for v in x.detach().aminmax())
@@ -57,8 +58,8 @@ def open_image(file: str | Path | object) -> Image.Image:
     try:
         image = Image.open(file)  # type: ignore[arg-type]
         image.load()
-    except (OSError, SyntaxError, ValueError) as error:
-        name = getattr(file, "name", file)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        name = file if isinstance(file, Path) else getattr(file, "name", file)
         raise ValueError(f"{name}: expected an image, got something unreadable ({error})") from None
     return ImageOps.exif_transpose(image)
 
@@ -69,7 +70,7 @@ def to_tensor(image: Image.Image) -> Tensor:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     if image.mode.startswith("I"):  # 16-bit greyscale: PIL's own conversion would clip it
-        image = Image.fromarray((np.asarray(image, dtype=np.int64) // 257).astype(np.uint8))
+        image = Image.fromarray(((np.asarray(image, dtype=np.int64) + 128) // 257).astype(np.uint8))
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 

@@ -21,6 +21,11 @@ def time_features(t: Tensor, dim: int, scale: float = 1000.0) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 
+def _check_size(x: Tensor, stride: int) -> None:
+    if x.shape[-1] % stride or x.shape[-2] % stride:
+        raise ValueError(f"height and width must be multiples of {stride}, got {tuple(x.shape[-2:])}")
+
+
 class ResBlock(nn.Module):
     """x + conv(silu(scale * norm(conv(silu(norm(x)))) + shift)), scale and shift from the embedding."""
 
@@ -109,10 +114,7 @@ class UNet(nn.Module):
         nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        if x.shape[-1] % self.stride or x.shape[-2] % self.stride:
-            raise ValueError(
-                f"height and width must be multiples of {self.stride}, got {tuple(x.shape[-2:])}"
-            )
+        _check_size(x, self.stride)
         emb = self.embed(time_features(t, self.features).to(self.first.weight.dtype))
         h, skips = self.first(x), []
         for level, stage in enumerate(self.down):
@@ -176,6 +178,7 @@ class CUNet(nn.Module):
         self.last = nn.Conv2d(b, out, 1)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        _check_size(x, self.stride)
         z = self.time(time_features(t, self.noise_channels).to(self.last.weight.dtype))
         h, skips = self.first(x), []
         for down in self.down:

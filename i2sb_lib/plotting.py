@@ -50,15 +50,17 @@ def image_grid(
     """One row of images for each batch (B, 3, H, W) in [-1, 1] or uint8, with its label at the left.
 
     scale: inches a picture. titles: optional headings over the columns. Raises ValueError unless
-    there is a label for each row and the rows are equally long.
+    there is a label for each row, a title (or none) for each column, and the rows are equally long.
     """
-    if len(labels) != len(rows) or len({len(r) for r in rows}) != 1:
+    lengths = [len(r) for r in rows]
+    if len(labels) != len(rows) or len(set(lengths)) != 1 or len(titles) not in (0, lengths[0]):
         raise ValueError(
-            f"expected a label a row and rows of one length, got {len(labels)} labels "
-            f"for rows of {[len(r) for r in rows]}"
+            "expected a label a row, a title a column and rows of one length, "
+            f"got {len(labels)} labels for rows of {lengths} and {len(titles)} titles"
         )
     n = len(rows[0])
-    fig, axes = plt.subplots(len(rows), n, figsize=(scale * n + 0.9, scale * len(rows)), squeeze=False)
+    size = (scale * n + 0.9, scale * len(rows))
+    fig, axes = plt.subplots(len(rows), n, figsize=size, squeeze=False, layout="constrained")
     fig.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)  # type: ignore[union-attr, call-arg]
     for r, (batch, label) in enumerate(zip(rows, labels, strict=True)):
         for c, image in enumerate(batch):

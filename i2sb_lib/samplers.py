@@ -88,9 +88,10 @@ def sample(
         xt = xt + start * noise()
     if keep:
         out.trajectory.append(xt)
-    steps = range(len(k0))
+    steps, precision = range(len(k0)), torch.promote_types(x1.dtype, torch.float32)
     for n in progress(steps) if progress else steps:
-        x0_hat = denoise(xt, torch.full((len(x1),), float(times[n]), device=x1.device))
+        t = torch.full((len(x1),), float(times[n]), device=x1.device, dtype=precision)
+        x0_hat = denoise(xt, t)
         out.nfe += 1
         xt = k0[n] * x0_hat + kt[n] * xt
         if k1[n]:

@@ -80,7 +80,7 @@ class Schedule:
 
 
 def _as_time(t: Tensor | float) -> Tensor:
-    t = torch.as_tensor(t)
+    t = t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
     return t if t.is_floating_point() else t.double()
 
 

@@ -75,7 +75,7 @@ class SchrodingerSystem:
                 raise ValueError(f"expected densities >= 0 of shape {shape}, got {tuple(p.shape)}")
         self.p_a, self.p_b = (_f64(p) / (_f64(p).sum() * cell) for p in (p_a, p_b))
         log_psi0 = torch.zeros_like(self.p_a)
-        while not self.errors or self.errors[-1] > tol:
+        while not (self.errors and self.errors[-1] <= tol):
             if len(self.errors) == 10_000:
                 raise ValueError(f"no error below {tol} in 10,000 iterations: raise tol or beta")
             hat0 = self.p_a.log() - log_psi0

@@ -148,10 +148,11 @@ class Trainer:
         if not path.exists():
             raise TrainingError(f"expected a run to resume at {path}, got no file")
         state = torch.load(path, map_location="cpu", weights_only=True)
-        ours, theirs = dataclasses.asdict(self.config), state["config"]
-        changed = [k for k in ours if k not in FREE_ON_RESUME and ours[k] != theirs.get(k)]
+        ours = dataclasses.asdict(self.config)
+        theirs = dataclasses.asdict(TrainConfig()) | state["config"]  # a new field has its default
+        changed = [k for k in ours if k not in FREE_ON_RESUME and ours[k] != theirs[k]]
         if changed:
-            what = ", ".join(f"{k}: {theirs.get(k)} -> {ours[k]}" for k in changed)
+            what = ", ".join(f"{k}: {theirs[k]} -> {ours[k]}" for k in changed)
             raise TrainingError(f"{path} was made with another configuration ({what})")
         if state["fingerprint"] != self.fingerprint:
             raise TrainingError(f"{path} was made with other images than {self.config.data}")
@@ -189,14 +190,17 @@ class Trainer:
     def record(self) -> dict[str, Any]:
         """What a result needs to be traced: configuration, data, device, progress, speed."""
         speed = self.step * self.config.batch_size / self.seconds if self.seconds else 0.0
+        paths = {"data": Path(self.config.data).name, "out": Path(self.config.out).name}
+        training = dataclasses.asdict(self.config) | paths
         return {
-            "training": dataclasses.asdict(self.config),
-            "config_hash": config_hash(self.config),
+            "training": training,
+            "config_hash": config_hash(training),
             "data_fingerprint": self.fingerprint,
             "device": device_name(self.device),
             "processes": self.accelerator.num_processes,
             "precision": self.accelerator.mixed_precision,
             "torch": torch.__version__,
+            "parameters": sum(p.numel() for p in self.model.parameters()),
             "step": self.step,
             "seconds": round(self.seconds, 1),
             "images_per_second": round(speed, 1),
@@ -221,10 +225,11 @@ class Trainer:
         self.pending.append(loss.detach())
 
     def _mean_loss(self) -> float:
-        """Mean of the pending losses over all processes; TrainingError where it is not finite."""
+        """Mean of the pending losses over all processes; TrainingError where a loss or weight is bad."""
         if not self.pending:
             return 0.0
-        mean = float(self.accelerator.reduce(torch.stack(self.pending).mean(), "mean"))
+        bad = 0 * torch.stack(torch._foreach_norm(list(self.ema.parameters()))).sum()  # NaN or 0
+        mean = float(self.accelerator.reduce(torch.stack(self.pending).mean() + bad, "mean"))
         if not math.isfinite(mean):
             raise TrainingError(
                 f"the loss became {mean} before step {self.step}: nothing was saved since; the last "

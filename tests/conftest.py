@@ -1,0 +1,125 @@
+"""What every test shares: a private cache, fixed seeds, tiny photographs, one tiny trained run."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from i2sb_lib.config import TrainConfig
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+WEIGHTS = {"lpips": "alexnet-owt-*.pth", "fid": "weights-inception-*.pth"}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _private_cache(tmp_path_factory):
+    """Neither read nor fill the user's cache; processes that tests start inherit this."""
+    os.environ["I2SB_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+
+@pytest.fixture(autouse=True)
+def _seeds():
+    torch.manual_seed(0)
+    np.random.seed(0)
+
+
+def photograph(seed: int, height: int = 20, width: int = 20) -> Image.Image:
+    """A smooth colour picture that no other seed makes."""
+    y, x = np.mgrid[:height, :width] / 20
+    waves = np.random.default_rng(seed).uniform(1, 6, (3, 3))
+    planes = [np.sin(a * x + b * y + c) for a, b, c in waves]
+    return Image.fromarray((127.5 * (1 + np.stack(planes, -1))).astype(np.uint8))
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory) -> Path:
+    """A folder of 24 PNG files of 20 x 20 pixels."""
+    folder = tmp_path_factory.mktemp("photos")
+    for i in range(24):
+        photograph(i).save(folder / f"{i:02}.png")
+    return folder
+
+
+@pytest.fixture
+def tiny(photos, tmp_path) -> TrainConfig:
+    """A run of nine steps that takes about a second."""
+    return TrainConfig(
+        data=str(photos), out=str(tmp_path / "run"), size=16, network="unet-tiny", steps=9, batch_size=4,
+        holdout=4, warmup=2, lr=1e-3, precision="no", eval_every=1000, save_every=3, progress=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def run_folder(photos, tmp_path_factory) -> Path:
+    """The folder of one finished tiny run, to be read and not changed."""
+    from i2sb_lib.training import train
+
+    out = tmp_path_factory.mktemp("run") / "tiny"
+    base = TrainConfig(data=str(photos), out=str(out), size=16, network="unet-tiny", batch_size=4)
+    train(dataclasses.replace(base, steps=30, holdout=4, warmup=2, precision="no", progress=False))
+    return out
+
+
+@pytest.fixture(scope="session")
+def i2sb():
+    """Start `python -m i2sb_lib …` as a process: from any folder, without a GPU."""
+
+    def start(*args, module=("-m", "i2sb_lib"), **options) -> subprocess.Popen:
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        env = {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
+        command = [sys.executable, *module, *map(str, args)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(command, env=env, **pipes, **options)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    if not SHARED.is_dir():
+        pytest.skip("the CelebA and CelebA-HQ parquet files are not beside this checkout")
+    return SHARED
+
+
+def weights_missing(metric: str) -> str:
+    """Why a metric's pretrained network cannot be loaded offline; empty where it can."""
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    return "" if list(folder.glob(WEIGHTS[metric])) else f"no {WEIGHTS[metric]} in {folder}"
+
+
+def _need(metric: str, request) -> None:
+    reason = weights_missing(metric)
+    request.node.user_properties.append((metric, reason or "ran"))  # for the summary below
+    if reason:
+        pytest.skip(reason)
+
+
+@pytest.fixture
+def lpips_weights(request):
+    _need("lpips", request)
+
+
+@pytest.fixture
+def fid_weights(request):
+    _need("fid", request)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """One line that says whether the metrics with pretrained networks were tested."""
+    found = [p for s in ("passed", "failed", "skipped") for r in terminalreporter.stats.get(s, [])
+             for p in r.user_properties]  # fmt: skip
+    parts = []
+    for metric in WEIGHTS:
+        states = [state for name, state in found if name == metric]
+        skipped = [s for s in states if s != "ran"]
+        what = f"{len(states) - len(skipped)} ran, {len(skipped)} skipped"
+        parts.append(f"{metric.upper()} tests: {what}" + (f" ({skipped[0]})" if skipped else ""))
+    terminalreporter.write_line("pretrained metrics: " + "; ".join(parts))

@@ -1,0 +1,196 @@
+"""The Gaussian algebra against restated formulas, in float64."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.integrate import quad
+
+from i2sb_lib.bridge import Bridge, expand
+from i2sb_lib.schedule import Schedule, symmetric_betas
+
+F64 = torch.float64
+I2SB = {
+    "symmetric": Bridge(Schedule.symmetric()),
+    "brownian": Bridge(Schedule.constant(0.8)),
+    "report": Bridge(Schedule.from_betas(symmetric_betas(100))),
+    "paper": Bridge(Schedule.from_betas(symmetric_betas(1000))),
+}
+BRIDGES = I2SB | {"indi": Bridge.indi(), "noisy-indi": Bridge.indi(0.3), "ddbm-vp": Bridge.ddbm_vp()}
+every_bridge = pytest.mark.parametrize("bridge", BRIDGES.values(), ids=BRIDGES)
+inner = st.floats(1e-3, 1)
+
+
+def close(a, b, atol=1e-12):
+    torch.testing.assert_close(
+        torch.as_tensor(a, dtype=F64), torch.as_tensor(b, dtype=F64), rtol=0, atol=atol
+    )
+
+
+def scalars(bridge, t):
+    return (float(v) for v in bridge.coefficients(torch.tensor(t, dtype=F64)))
+
+
+@every_bridge
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_ends_are_exact(bridge, dtype):
+    x0, x1 = torch.randn(2, 5, 3, 4, 4, dtype=dtype)
+    for t, end in ((0.0, x0), (torch.zeros(5), x0), (1.0, x1), (torch.ones(5), x1)):
+        mean, var = bridge.q_mean_var(t, x0, x1)
+        assert torch.equal(mean, end)
+        if bridge is not BRIDGES["noisy-indi"] or end is x0:
+            assert not var.any()
+            assert torch.equal(bridge.q_sample(t, x0, x1), end)
+
+
+@pytest.mark.parametrize("name", I2SB)
+@settings(max_examples=25, deadline=None)
+@given(times=st.lists(inner, min_size=3, max_size=60, unique=True), data=st.data())
+def test_composition_on_any_grid_and_sub_grid(name, times, data):
+    """p(x_s | x0, x_t) chained over a grid is the kernel of its ends, and from x1 it gives q."""
+    bridge, grid = I2SB[name], sorted(times)
+    keep = data.draw(st.lists(st.booleans(), min_size=len(grid), max_size=len(grid)))
+    sub = [t for t, k in zip(grid, keep, strict=True) if k or t in (grid[0], grid[-1])]
+    zero, one = torch.zeros(1, 1, dtype=F64), torch.ones(1, 1, dtype=F64)
+
+    def chain(path):
+        """Weights of x0 and of the start, and the variance, after all of path's reverse steps."""
+        k0, kt, var = zero, one, zero
+        for s, t in zip(path[-2::-1], path[:0:-1], strict=True):
+            a, v = bridge.p_mean_var(s, t, one, zero)
+            b, _ = bridge.p_mean_var(s, t, zero, one)
+            k0, kt, var = a + b * k0, b * kt, b**2 * var + v
+        return k0, kt, var
+
+    for got, want in zip(chain(grid), chain([grid[0], grid[-1]]), strict=True):
+        close(got, want)
+    for path in (grid, sub):
+        k0, kt, var = chain([*path, 1.0] if path[-1] < 1 else path)
+        mean, want = bridge.q_mean_var(path[0], one, zero)
+        close(k0, mean)
+        close(kt, 1 - mean)
+        close(var, want)
+
+
+@pytest.mark.parametrize("name", I2SB)
+@settings(max_examples=30, deadline=None)
+@given(s=inner, t=inner)
+def test_posteriors_are_products_of_gaussians(name, s, t):
+    """q is N(x0, sigma_t^2) N(x1, bar sigma_t^2); p is N(x0, sigma_s^2) N(x_t, alpha^2). By precisions."""
+    bridge, (s, t) = I2SB[name], sorted((s, t))
+    fwd = {u: float(bridge.schedule.var_fwd(u)) for u in (s, t, 1.0)}
+
+    def product(m1, v1, m2, v2):
+        precision = 1 / v1 + 1 / v2
+        return (m1 / v1 + m2 / v2) / precision, 1 / precision
+
+    left, right = torch.tensor([[0.3]], dtype=F64), torch.tensor([[-1.1]], dtype=F64)
+    if fwd[1.0] - fwd[t] > 1e-9:
+        want = product(0.3, fwd[t], -1.1, fwd[1.0] - fwd[t])
+        close(torch.cat(bridge.q_mean_var(t, left, right)).squeeze(), want)
+    if fwd[t] - fwd[s] > 1e-9:
+        want = product(0.3, fwd[s], -1.1, fwd[t] - fwd[s])
+        close(torch.cat(bridge.p_mean_var(s, t, left, right)).squeeze(), want, atol=1e-11)
+
+
+def gaussian_product(std1, std2):
+    """The published code's helper, restated: weights of the two means, and the variance."""
+    total = std1**2 + std2**2
+    return std2**2 / total, std1**2 / total, std1**2 * std2**2 / total
+
+
+@pytest.mark.parametrize("n", [100, 1000])
+def test_published_discretisation(n):
+    """Its reverse step is this bridge's; its q counts one beta twice, which is a table with it twice."""
+    betas = symmetric_betas(n)
+    std_fwd = np.sqrt(np.cumsum(betas.numpy()))
+    std_bwd = np.sqrt(np.flip(np.cumsum(np.flip(betas.numpy()))))
+    bridge = Bridge(Schedule.from_betas(betas))
+    one, zero = torch.ones(1, dtype=F64), torch.zeros(1, dtype=F64)
+    for k in (0, 1, n // 3, n // 2, n - 2, n - 1):
+        for prev in {0, k // 2, k - 1} - {k, -1}:
+            delta = np.sqrt(std_fwd[k] ** 2 - std_fwd[prev] ** 2)
+            of_x0, of_xt, var = gaussian_product(std_fwd[prev], delta)
+            s, t = (prev + 1) / n, (k + 1) / n
+            close(torch.cat(bridge.p_mean_var(s, t, one, zero)), [of_x0, var])
+            close(bridge.p_mean_var(s, t, zero, one)[0], [of_xt])
+        of_x0, of_x1, var = gaussian_product(std_fwd[k], std_bwd[k])
+        assert std_fwd[k] ** 2 + std_bwd[k] ** 2 == pytest.approx(bridge.schedule.total + float(betas[k]))
+        twice = Bridge(Schedule.from_betas(torch.cat([betas[: k + 1], betas[k:]])))
+        close(torch.cat(twice.q_mean_var((k + 1) / (n + 1), one, zero)), [of_x0, var])
+        close(twice.q_mean_var((k + 1) / (n + 1), zero, one)[0], [of_x1])
+        if k in (0, n - 1):  # both ends of the published training bridge are noisy
+            assert var**0.5 == pytest.approx(0.01, rel=0.01)
+
+
+@pytest.mark.parametrize("t", [0.0, 0.13, 0.5, 0.9, 1.0])
+def test_restated_special_cases(t):
+    """Brownian bridge; InDI; DDBM-VP from its alpha_t, sigma_t and signal-to-noise ratios."""
+    close(list(scalars(I2SB["brownian"], t)), [1 - t, t, math.sqrt(0.8 * t * (1 - t))])
+    close(list(scalars(BRIDGES["noisy-indi"], t)), [1 - t, t, 0.3 * t])
+
+    def reference(t):
+        alpha = math.exp(-quad(lambda u: 0.1 + u * (2.0 - 0.1), 0, t)[0] / 2)
+        return alpha, 1 - alpha**2
+
+    (alpha, var), (alpha1, var1) = reference(t), reference(1.0)
+    ratio = (alpha1**2 / var1) * var / alpha**2  # SNR_1 / SNR_t
+    want = [alpha * (1 - ratio), ratio * alpha / alpha1, math.sqrt(max(var * (1 - ratio), 0.0))]
+    close(list(scalars(BRIDGES["ddbm-vp"], t)), want, atol=1e-7 if t == 1 else 1e-12)
+
+
+@pytest.mark.parametrize(("s", "t"), [(0.0, 0.4), (0.3, 0.4), (0.25, 1.0)])
+def test_indi_step(s, t):
+    """Delbracio & Milanfar's update: x_s = (s / t) x_t + (1 - s / t) x0_hat, no noise added."""
+    k0, k1, kt, std = BRIDGES["indi"].step(torch.tensor(s, dtype=F64), torch.tensor(t, dtype=F64))
+    close([float(k) for k in (k0, k1, kt, std)], [1 - s / t, 0, s / t, 0])
+
+
+@settings(max_examples=150, deadline=None)
+@given(name=st.sampled_from(list(BRIDGES)), s=st.floats(0, 1), t=inner, eta=st.floats(0, 1))
+def test_step_keeps_every_marginal(name, s, t, eta):
+    bridge, (s, t) = BRIDGES[name], sorted((s, t))
+    if t < 1e-3 or t - s < 1e-6:
+        return
+    step = bridge.step(torch.tensor(s, dtype=F64), torch.tensor(t, dtype=F64), eta)
+    k0, k1, kt, std = (float(k) for k in step)
+    (a_s, b_s, c_s), (a_t, b_t, c_t) = scalars(bridge, s), scalars(bridge, t)
+    close([k0 + kt * a_t, k1 + kt * b_t, kt**2 * c_t**2 + std**2], [a_s, b_s, c_s**2])
+    markov = bridge.step(torch.tensor(s, dtype=F64), torch.tensor(t, dtype=F64))
+    assert float(markov.k1) == 0
+    close(std, eta * float(markov.std) if c_t > 0 else float(markov.std))
+    assert kt >= 0
+
+
+@every_bridge
+def test_target_and_prediction_are_inverse(bridge):
+    x0, xt = torch.randn(2, 6, 3, 4, 4, dtype=F64)
+    t = torch.linspace(0.01, 1, 6, dtype=F64)
+    target = bridge.target(t, x0, xt)
+    close(bridge.predict_x0(t, xt, target), x0)
+    want = (xt[3] - x0[3]) / math.sqrt(float(bridge.schedule.var_fwd(t[3])))
+    close(target[3], want)
+    assert bridge.total_std == pytest.approx(math.sqrt(bridge.schedule.total))
+
+
+def test_times_of_a_batch_are_each_sample_s_own():
+    bridge, (x0, x1, noise) = I2SB["symmetric"], torch.randn(3, 4, 3, 2, 2, dtype=F64)
+    t = torch.tensor([0.1, 0.4, 0.6, 1.0], dtype=F64)
+    batch = bridge.q_sample(t, x0, x1, noise)
+    for i in range(4):
+        a, b, c = scalars(bridge, float(t[i]))
+        close(batch[i], a * x0[i] + b * x1[i] + c * noise[i])
+    assert bridge.q_mean_var(t, x0, x1)[1].shape == (4, 1, 1, 1)
+
+
+def test_errors():
+    bridge, x = I2SB["symmetric"], torch.zeros(4, 3, 2, 2)
+    with pytest.raises(ValueError, match=r"one shape, got \(4, 3, 2, 2\) and \(3, 2, 2\)"):
+        bridge.q_mean_var(0.5, x, x[0])
+    with pytest.raises(ValueError, match=r"t of shape \(\) or \(4,\).*got \(3,\)"):
+        bridge.q_sample(torch.rand(3), x, x)
+    with pytest.raises(ValueError, match=r"got \(4, 1\)"):
+        expand(torch.rand(4, 1), x)

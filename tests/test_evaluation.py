@@ -1,0 +1,132 @@
+"""The metrics against independent libraries, and the guards that keep them meaningful."""
+
+import socket
+
+import numpy as np
+import pytest
+import torch
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from i2sb_lib.data import cache_dir
+from i2sb_lib.evaluation import MetricUnavailable, bootstrap, evaluate, git_commit
+from i2sb_lib.images import to_float, to_uint8
+
+
+@pytest.fixture
+def pair():
+    """Six smooth images and noisy copies of them, in [-1, 1]."""
+    g = torch.Generator().manual_seed(0)
+    x0 = torch.rand(6, 3, 8, 8, generator=g) * 2 - 1
+    x0 = torch.nn.functional.interpolate(x0, size=64, mode="bilinear")
+    return (x0 + 0.1 * torch.randn(x0.shape, generator=g)).clamp(-1, 1), x0
+
+
+def as_arrays(x):
+    return to_uint8(x).permute(0, 2, 3, 1).numpy()
+
+
+def test_psnr_and_ssim_agree_with_scikit_image(pair):
+    result = evaluate(*pair, ["ssim", "psnr"])
+    assert list(result) == ["ssim", "psnr"]  # in the order asked for
+    for i, (a, b) in enumerate(zip(*map(as_arrays, pair), strict=True)):
+        assert float(result["psnr"].per_image[i]) == pytest.approx(peak_signal_noise_ratio(b, a), abs=1e-4)
+        options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+        ssim = structural_similarity(b, a, channel_axis=-1, data_range=255, **options)
+        assert float(result["ssim"].per_image[i]) == pytest.approx(ssim, abs=2e-3)
+    for metric in result.values():
+        assert metric.value == pytest.approx(float(metric.per_image.mean()))
+        assert metric.low < metric.value < metric.high
+
+
+def test_what_a_file_cannot_hold_does_not_count(pair):
+    x0 = to_float(to_uint8(pair[1]))
+    assert evaluate(x0 + 0.003 * torch.rand(x0.shape), x0, ["psnr"])["psnr"].value == float("inf")
+
+
+def test_intervals_cover_the_true_mean_as_often_as_they_say():
+    """200 samples of 50: coverage is binomial; a 95% interval from 50 values covers about 94%.
+
+    With p = 0.94, fewer than 175 or more than 199 of 200 has probability below 1e-3.
+    """
+    values = torch.rand(200, 50, generator=torch.Generator().manual_seed(0)) ** 2  # skewed, mean 1/3
+    metrics = [bootstrap(v, n=500) for v in values]
+    covered = sum(m.low <= 1 / 3 <= m.high for m in metrics)
+    assert 175 <= covered <= 199
+    assert bootstrap(values[0], n=500)[:3] == metrics[0][:3]  # no hidden randomness
+    assert bootstrap(torch.tensor([2.0]))[:3] == (2, 2, 2)
+
+
+def test_lpips_is_that_of_its_authors(pair, lpips_weights):
+    import lpips
+
+    x, x0 = (to_float(to_uint8(v)) for v in pair)
+    got = evaluate(*pair, ["lpips"])["lpips"].per_image
+    with torch.no_grad():
+        expected = lpips.LPIPS(net="alex", verbose=False).eval()(x, x0).flatten()
+    assert torch.allclose(got.float(), expected, atol=1e-5)
+    assert got.min() > 0.01
+    assert evaluate(x0, x0, ["lpips"])["lpips"].value == 0
+
+
+def test_fid_compares_sets_and_caches_their_features(pair, fid_weights, tmp_path, monkeypatch):
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    monkeypatch.setenv("I2SB_CACHE", str(tmp_path))
+    seen, real = [], FeatureExtractorInceptionV3.forward
+    count = lambda self, x: seen.append(len(x)) or real(self, x)  # noqa: E731
+    monkeypatch.setattr(FeatureExtractorInceptionV3, "forward", count)
+    x, x0 = pair
+    first = evaluate(x, x0, ["fid", "kid"])
+    assert sum(seen) == 12
+    assert list(cache_dir().rglob("*.pt"))
+    again = evaluate(x, x0, ["fid"])["fid"].value
+    assert sum(seen) == 12  # no image was seen twice
+    assert again == pytest.approx(first["fid"].value, rel=1e-6)
+    assert first["fid"].value > 1
+    shuffled = evaluate(x0.flip(0), x0, ["fid"])["fid"].value  # a set, not a sequence
+    assert abs(shuffled) < 1e-2
+    assert sum(seen) == 18
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda x: x[..., :32, :32], r"one shape, got \(6, 3, 32, 32\) and \(6, 3, 64, 64\)"),
+        (lambda x: x[:5], r"one shape, got \(5, "),
+        (lambda x: (x + 1) / 2, r"x0_hat: .*as in \[0, 1\] images"),
+        (to_uint8, "x0_hat: .*uint8"),
+        (lambda x: (x + 1) * 127.5, r"x0_hat: .*\[-1, 1\], got"),
+        (lambda x: np.asarray(x), "x0_hat: .*ndarray"),
+    ],
+    ids=["two sizes", "two counts", "[0, 1]", "uint8", "[0, 255]", "numpy"],
+)
+def test_images_that_would_give_a_meaningless_number_are_refused(pair, change, words):
+    with pytest.raises(ValueError, match=words):
+        evaluate(change(pair[0]), pair[1], ["psnr", "lpips", "fid"])
+    with pytest.raises(ValueError, match="x0: " if "x0_hat" in words else words.split(",")[0]):
+        evaluate(pair[1], change(pair[0]), ["psnr"])
+
+
+def test_an_unknown_metric_lists_the_known(pair):
+    with pytest.raises(ValueError, match=r"'psnr'.*got \['nima'\]"):
+        evaluate(*pair, ["psnr", "nima"])
+
+
+@pytest.mark.parametrize("metric", ["lpips", "fid"])
+def test_missing_weights_without_a_network_are_one_sentence(pair, metric, tmp_path, monkeypatch):
+    pytest.importorskip("lpips")
+    pytest.importorskip("torch_fidelity")
+
+    def refuse(*args, **kwargs):
+        raise OSError("the network is unreachable")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
+    monkeypatch.setenv("I2SB_CACHE", str(tmp_path))
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    with pytest.raises(MetricUnavailable, match=f"{metric}: .*unreachable"):
+        evaluate(*pair, [metric])
+
+
+def test_a_commit_is_a_hash_or_none():
+    assert git_commit() is None or len(git_commit()) == 40

@@ -1,0 +1,173 @@
+"""The house rules: one list of requirements, small modules, imports one way, traceable results."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from i2sb_lib.config import config_hash
+
+LIBRARY = sorted((ROOT / "i2sb_lib").glob("*.py"))
+
+# What each module may import from the library. Data flows one way, and a module that is new must
+# say here what it needs: `cli` is imported by its entry point alone, `plotting` by nobody.
+MAY_IMPORT = {
+    "schedule": "",
+    "checks": "",
+    "images": "",
+    "networks": "",
+    "bridge": "schedule",
+    "samplers": "bridge",
+    "degradations": "images",
+    "data": "images",
+    "plotting": "images",
+    "schrodinger": "schedule",
+    "gaussian_mixtures": "schedule bridge samplers",
+    "denoiser": "schedule bridge networks degradations images",
+    "config": "denoiser",
+    "checkpoints": "denoiser images samplers",
+    "evaluation": "data images",
+    "training": "checkpoints config data degradations denoiser images samplers",
+    "baselines": "schedule bridge samplers networks degradations data denoiser config training images",
+    "cli": "checkpoints config data degradations denoiser evaluation images samplers training baselines",
+    "__main__": "cli",
+    "__init__": "bridge checkpoints checks config data degradations evaluation networks samplers schedule training",
+}  # fmt: skip
+
+PACKAGES = {"torch", "torchvision", "numpy", "matplotlib", "tqdm", "safetensors", "accelerate", "tyro",
+            "pyarrow", "huggingface_hub", "skimage", "sklearn", "PIL", "scipy", "i2sb_lib"}  # fmt: skip
+
+
+def imports(tree: ast.AST) -> set[str]:
+    """Dotted names of what a piece of code imports; `from i2sb_lib import x` is i2sb_lib.x."""
+    names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            inside = node.module == "i2sb_lib"
+            names |= {f"i2sb_lib.{a.name}" for a in node.names} if inside else {node.module or "."}
+    return names
+
+
+def siblings(source: str) -> set[str]:
+    return {name.split(".")[1] for name in imports(ast.parse(source)) if name.startswith("i2sb_lib.")}
+
+
+@pytest.mark.parametrize("file", LIBRARY, ids=lambda f: f.stem)
+def test_modules_import_only_what_the_design_allows(file):
+    assert file.stem in MAY_IMPORT, "a new module: say in MAY_IMPORT what it may import"
+    assert siblings(file.read_text()) <= set(MAY_IMPORT[file.stem].split())
+
+
+def test_the_import_rules_see_every_form_of_import():
+    forms = "import i2sb_lib.cli\nfrom i2sb_lib import data\ndef f():\n  from i2sb_lib.images import psnr"
+    assert siblings(forms) == {"cli", "data", "images"}
+
+
+@pytest.mark.parametrize("file", LIBRARY, ids=lambda f: f.stem)
+def test_extras_are_imported_only_where_they_are_used(file):
+    """At the top of a module stands only what `pip install` without extras brings."""
+    top = [n for n in ast.parse(file.read_text()).body if isinstance(n, ast.Import | ast.ImportFrom)]
+    roots = {name.split(".")[0] for name in imports(ast.Module(top, []))}
+    assert roots <= PACKAGES | set(sys.stdlib_module_names)
+
+
+def test_the_library_is_thin():
+    lines = {f.name: sum(bool(line.strip()) for line in f.read_text().splitlines()) for f in LIBRARY}
+    assert max(len(f.read_text().splitlines()) for f in LIBRARY) <= 300
+    assert sum(lines.values()) <= 2000, lines
+
+
+def requirements() -> tuple[set[str], set[str]]:
+    """(what pyproject.toml requires, extras included; what environment.yml installs)."""
+    yaml = pytest.importorskip("yaml")
+    tables = re.findall(r"^[\w-]+ = (\[.*?^?\])$", _project_tables(), re.M | re.S)
+    wanted = {r for table in tables for r in ast.literal_eval(table)}
+    content = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    (pip,) = (part["pip"] for part in content if isinstance(part, dict))
+    conda = {part for part in content if isinstance(part, str)}
+    assert conda == {"pip", "python" + re.search(r'requires-python = "(.*)"', _pyproject()).group(1)}
+    return wanted, {line for line in pip if not line.startswith(("-e", "--editable"))}
+
+
+def _pyproject() -> str:
+    return (ROOT / "pyproject.toml").read_text()
+
+
+def _project_tables() -> str:
+    """The lists of requirements, as text: tomllib is newer than the oldest Python that is supported."""
+    text = _pyproject()
+    extras = text.split("[project.optional-dependencies]\n")[1].split("\n[")[0]
+    return "dependencies" + text.split("\ndependencies")[1].split("\n]")[0] + "\n]\n" + extras + "\n"
+
+
+def test_environment_and_pyproject_agree():
+    wanted, installed = requirements()
+    assert len(wanted) > 25
+    assert wanted == installed
+
+
+def tracked() -> list[Path]:
+    command = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard"]
+    try:
+        names = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    return [ROOT / n for n in names if (ROOT / n).is_file()]
+
+
+def test_no_file_is_too_large():
+    assert {f.name for f in tracked() if f.stat().st_size > 45_500_000} == set()
+    weights = sum(f.stat().st_size for f in (ROOT / "data" / "checkpoints").rglob("*") if f.is_file())
+    assert weights <= 75_000_000
+    others = {f.name for f in tracked() if f.suffix != ".safetensors" and f.stat().st_size > 20_000_000}
+    assert others == set()
+
+
+FORBIDDEN = {
+    r'(?<!scope=")\b[Ss]essions?\b': "",
+    "(?i)clau" + "de|chat" + "gpt|copi" + "lot": "",
+    "/work" + "/": "",
+    r"\.\./" + "shared": ".ci/run Makefile tests/conftest.py",
+    r"pypi\.o" + r"rg|pythonho" + "sted|index" + "-url": "",
+}
+
+
+@pytest.mark.parametrize("pattern", FORBIDDEN)
+def test_no_file_speaks_of_where_it_was_made(pattern):
+    suffixes = {"", ".py", ".md", ".ipynb", ".toml", ".yml", ".cff", ".bib", ".json", ".css", ".cfg", ".txt"}
+    texts = {str(f.relative_to(ROOT)): f.read_text() for f in tracked() if f.suffix in suffixes}
+    found = {name for name, text in texts.items() if re.search(pattern, text)}
+    assert found <= {*FORBIDDEN[pattern].split(), "tests/test_project.py"}
+
+
+def records(content) -> list[dict]:
+    """Every part of a JSON value that states the hash of a configuration."""
+    parts = content.values() if isinstance(content, dict) else content if isinstance(content, list) else []
+    own = [content] if isinstance(content, dict) and "config_hash" in content else []
+    return own + [r for part in parts for r in records(part)]
+
+
+def hashes_match(content) -> bool:
+    return all(r["config_hash"] == config_hash(r.get("training", r.get("config"))) for r in records(content))
+
+
+def test_every_record_states_the_hash_of_its_own_configuration():
+    for file in sorted((ROOT / "data").rglob("*.json")):
+        content = json.loads(file.read_text())
+        assert hashes_match(content), file
+        if file.name == "metrics.json":
+            assert {"data", "seed", "git_commit", "device", "results"} <= set(content), file
+            assert content["data"]["fingerprint"]
+            assert records(content), file
+
+
+def test_an_altered_record_is_noticed():
+    good = {"a": [{"training": {"lr": 0.1}, "config_hash": config_hash({"lr": 0.1})}]}
+    assert hashes_match(good)
+    good["a"][0]["training"]["lr"] = 0.2
+    assert not hashes_match(good)

@@ -1,0 +1,185 @@
+"""The Schrödinger system against closed forms, dense log-sum-exp and a second library."""
+
+import math
+
+import pytest
+import torch
+
+from i2sb_lib.schedule import Schedule
+from i2sb_lib.schrodinger import SchrodingerSystem, heat
+
+SCHEDULE = Schedule.symmetric()
+V = SCHEDULE.total
+
+
+def line(n: int = 301, edge: float = 3.0) -> torch.Tensor:
+    return torch.linspace(-edge, edge, n, dtype=torch.float64)
+
+
+def bumps(x: torch.Tensor, *means: float, std: float = 0.2) -> torch.Tensor:
+    return torch.stack([torch.exp(-((x - m) ** 2) / (2 * std**2)) for m in means]).sum(0)
+
+
+@pytest.fixture(scope="module")
+def system() -> SchrodingerSystem:
+    x = line()
+    return SchrodingerSystem(SCHEDULE, [x], bumps(x, -1.0, 0.2), bumps(x, -0.4, 0.8))
+
+
+@pytest.mark.parametrize("variance", [1e-3, 0.02, 0.5])
+def test_heat_is_the_dense_log_sum_exp_with_a_kernel_of_unit_mass(variance: float) -> None:
+    x = line(81)
+    f = torch.linspace(-1, 1, 81, dtype=torch.float64).sin() * 30
+    log_k = -((x[:, None] - x) ** 2) / (2 * variance)
+    lattice = torch.arange(-4000, 4001, dtype=torch.float64) * float(x[1] - x[0])
+    log_k = log_k - torch.logsumexp(-(lattice**2) / (2 * variance), 0)
+    expected = torch.logsumexp(log_k + f, 1)
+    assert torch.allclose(heat(f, [float(x[1] - x[0])], variance), expected, rtol=0, atol=1e-12)
+
+
+def test_heat_survives_where_a_matrix_product_underflows() -> None:
+    x = line(81)
+    f = -500 * (x + 3) ** 2  # falls to -18,000: most of exp(f) is 0 in float64
+    log_k = -((x[:, None] - x) ** 2) / (2 * 0.01)
+    expected = torch.logsumexp(log_k - torch.logsumexp(-(x**2) / 0.02, 0) + f, 1)
+    assert torch.allclose(heat(f, [float(x[1] - x[0])], 0.01), expected, rtol=1e-12, atol=0)
+    empty = heat(torch.full((81,), -math.inf, dtype=torch.float64), [0.075], 0.01)
+    assert bool((empty == -math.inf).all())
+
+
+def test_heat_keeps_a_field_at_variance_zero_and_acts_on_axes_separately() -> None:
+    f, g = bumps(line(41), 0.3).log(), bumps(line(31), -0.5).log()
+    plane = f[:, None] + g
+    assert torch.equal(heat(plane, [0.15, 0.2], 0.0), plane)
+    expected = heat(f, [0.15], 0.1)[:, None] + heat(g, [0.2], 0.1)
+    assert torch.allclose(heat(plane, [0.15, 0.2], 0.1), expected, rtol=0, atol=1e-12)
+
+
+def test_boundary_products(system: SchrodingerSystem) -> None:
+    h = system.spacing[0]
+    for t, p in ((0.0, system.p_a), (1.0, system.p_b)):
+        q = (system.log_Psi(t) + system.log_Psi_hat(t)).exp()
+        assert float((q - p).abs().sum()) * h < 1e-9
+        assert float(p.sum()) * h == pytest.approx(1, abs=1e-12)
+    assert float(system.log_Psi_hat(0.37).exp().sum()) * h == pytest.approx(1, abs=1e-9)
+    assert system.errors[0] > system.errors[len(system.errors) // 2] > system.errors[-1]
+
+
+@pytest.mark.parametrize("schedule", [SCHEDULE, Schedule.constant(0.5)])
+def test_gaussian_closed_form(schedule: Schedule) -> None:
+    x, v, m0, m1, a, b = line(401, 4.0), schedule.total, -0.7, 0.8, 0.3**2, 0.45**2
+    got = SchrodingerSystem(schedule, [x], bumps(x, m0, std=0.3), bumps(x, m1, std=0.45))
+    cross = math.sqrt(a * b + v * v / 4) - v / 2
+    for t in (0.0, 0.25, 0.5, 0.9, 1.0):
+        time = torch.tensor(t, dtype=torch.float64)
+        s, r = float(schedule.var_fwd(time)), float(schedule.var_bwd(time))
+        q = (got.log_Psi(t) + got.log_Psi_hat(t)).exp() * got.spacing[0]
+        mean = float(q @ x)
+        assert mean == pytest.approx((r * m0 + s * m1) / v, abs=1e-8)
+        expected = (r * r * a + s * s * b + 2 * r * s * cross) / v**2 + r * s / v
+        assert float(q @ (x - mean) ** 2) == pytest.approx(expected, abs=1e-8)
+
+
+def test_drifts_of_a_gaussian_bridge_are_linear_and_interpolated_exactly() -> None:
+    x = line(401, 4.0)
+    a, b = 0.3**2, 0.45**2
+    got = SchrodingerSystem(SCHEDULE, [x], bumps(x, -0.7, std=0.3), bumps(x, 0.8, std=0.45))
+    cross = math.sqrt(a * b + V * V / 4) - V / 2
+    points = torch.tensor([[-0.713], [0.0], [0.5123]], dtype=torch.float64)
+    beta = float(SCHEDULE.beta(torch.tensor(0.0, dtype=torch.float64)))
+    # E[X_1 | X_0 = x] - x = V grad log Psi(x, 0), and its mirror image at t = 1
+    forward = beta / V * (0.8 + cross / a * (points + 0.7) - points)
+    assert torch.allclose(got.drift(0.0, points), forward, rtol=0, atol=1e-6)
+    backward = -beta / V * (-0.7 + cross / b * (points - 0.8) - points)
+    assert torch.allclose(got.drift(1.0, points, backward=True), backward, rtol=0, atol=1e-6)
+
+
+def test_two_dimensions_factorise_for_product_densities(system: SchrodingerSystem) -> None:
+    x, y = line(), line(121, 2.0)
+    other = SchrodingerSystem(SCHEDULE, [y], bumps(y, 0.3), bumps(y, -0.2, 0.4))
+    plane = SchrodingerSystem(
+        SCHEDULE,
+        [x, y],
+        system.p_a[:, None] * other.p_a,
+        system.p_b[:, None] * other.p_b,
+    )
+    for t in (0.2, 0.7):
+        q = plane.log_Psi(t) + plane.log_Psi_hat(t)
+        parts = [s.log_Psi(t) + s.log_Psi_hat(t) for s in (system, other)]
+        expected = (parts[0][:, None] + parts[1]).exp()
+        assert torch.allclose(q.exp(), expected, rtol=0, atol=1e-7)
+    points = torch.tensor([[0.11, -0.43], [-0.9, 0.31], [3.4, 2.5]], dtype=torch.float64)
+    got = plane.drift(0.4, points)
+    for d, s in enumerate((system, other)):
+        inside = points[:2, d : d + 1]
+        assert torch.allclose(got[:2, d : d + 1], s.drift(0.4, inside), rtol=0, atol=1e-5)
+    assert bool(got.isfinite().all())
+
+
+def test_the_coupling_is_pots() -> None:
+    ot = pytest.importorskip("ot")
+    x = line(121, 2.0)
+    p, q = bumps(x, -0.8, 0.3), bumps(x, -0.2, 0.7)
+    got = SchrodingerSystem(SCHEDULE, [x], p, q)
+    cost = (x[:, None] - x) ** 2
+    log_pi = got.log_Psi_hat(0.0)[:, None] - cost / (2 * V) + got.log_Psi(1.0)
+    pi = log_pi.exp() * got.spacing[0] ** 2 / math.sqrt(2 * math.pi * V)
+    a, b = (p / p.sum()).numpy(), (q / q.sum()).numpy()
+    plan = ot.sinkhorn(a, b, cost.numpy(), 2 * V, method="sinkhorn_log", stopThr=1e-11, warn=False)
+    assert abs(pi.numpy() - plan).sum() < 1e-8
+
+
+def test_simulation_meets_the_other_end_in_both_directions(system: SchrodingerSystem) -> None:
+    generator = torch.Generator().manual_seed(0)
+    times = 1 - (1 - torch.linspace(0, 1, 81, dtype=torch.float64)) ** 2
+    x = system.axes[0]
+    for p, q, grid in (
+        (system.p_a, system.p_b, times),
+        (system.p_b, system.p_a, 1 - times),
+    ):
+        path = list(system.simulate(system.sample(p, 20_000, generator), grid, generator))
+        assert [t for t, _ in path] == grid.tolist()
+        end = path[-1][1][:, 0]
+        mean = float(q @ x) * system.spacing[0]
+        std = math.sqrt(float(q @ (x - mean) ** 2) * system.spacing[0])
+        assert float(end.mean()) == pytest.approx(mean, abs=4 * std / math.sqrt(20_000) + 2e-3)
+        assert float(end.std()) == pytest.approx(std, rel=0.02)
+
+
+def test_samples_follow_the_density_they_are_drawn_from() -> None:
+    x, y = line(61), line(41, 2.0)
+    p = bumps(x, -1.0, std=0.4)[:, None] * bumps(y, 0.5, std=0.3)
+    any_system = SchrodingerSystem(SCHEDULE, [x, y], p, p)
+    points = any_system.sample(any_system.p_a, 50_000, torch.Generator().manual_seed(1))
+    assert points.shape == (50_000, 2)
+    assert points.mean(0).tolist() == pytest.approx([-1.0, 0.5], abs=0.01)
+    expected = [math.sqrt(0.4**2 + 0.1**2 / 6), math.sqrt(0.3**2 + 0.1**2 / 6)]
+    assert points.std(0).tolist() == pytest.approx(expected, rel=0.02)
+
+
+def test_zero_mass_is_allowed() -> None:
+    x = line(121)
+    box = ((x.abs() > 0.5) & (x.abs() < 1)).double()
+    got = SchrodingerSystem(SCHEDULE, [x], box, bumps(x, 0.0))
+    assert torch.allclose((got.log_Psi(0.0) + got.log_Psi_hat(0.0)).exp(), got.p_a, atol=1e-8)
+    assert bool(got.drift(0.5).isfinite().all())
+
+
+@pytest.mark.parametrize(
+    ("axes", "p", "message"),
+    [
+        ([], torch.ones(5), "1 or 2 uniform axes"),
+        ([line(5)] * 3, torch.ones(5, 5, 5), "1 or 2 uniform axes"),
+        ([torch.tensor([0.0, 1.0, 3.0])], torch.ones(3), "1 or 2 uniform axes"),
+        ([line(5).flip(0)], torch.ones(5), "1 or 2 uniform axes"),
+        ([line(2)], torch.ones(2), "1 or 2 uniform axes"),
+        ([line(5)], torch.ones(4), "densities"),
+        ([line(5)], -torch.ones(5), "densities"),
+        ([line(5)], torch.zeros(5), "densities"),
+        ([line(5)], torch.full((5,), math.nan), "densities"),
+        ([line(5)], torch.full((5,), math.inf), "densities"),
+    ],
+)
+def test_bad_input_is_one_clear_error(axes: list, p: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SchrodingerSystem(SCHEDULE, axes, p, p)
