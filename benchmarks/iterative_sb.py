@@ -21,6 +21,7 @@ import multiprocessing
 import resource
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,8 @@ from i2sb_lib.gaussian_mixtures import MixturePair
 from i2sb_lib.samplers import sample
 from i2sb_lib.schedule import Schedule
 
-BETA, STEPS, BATCH, WIDTH, SEEDS = 0.5, 20, 512, 128, (0, 1, 2)
-CACHE, REFRESH, HALF = 2048, 200, 600  # dsb: trajectories held, steps between, steps a half-bridge
+BETA, STEPS, BATCH, WIDTH, SEEDS = 0.5, 20, 512, 128, (0, 1)
+CACHE, REFRESH, HALF = 2048, 200, 400  # dsb: trajectories held, steps between, steps a half-bridge
 
 
 def task() -> MixturePair:
@@ -41,9 +42,7 @@ def task() -> MixturePair:
     angle = torch.arange(8, dtype=torch.float64) * math.pi / 4
     means = 2 * torch.stack([angle.cos(), angle.sin()], 1)
     covs = 0.04 * torch.eye(2, dtype=torch.float64).expand(8, 2, 2)
-    return MixturePair.degraded(
-        torch.ones(8) / 8, means, covs, torch.diag(torch.tensor([0.8, 0.2])), 0.25
-    )
+    return MixturePair.degraded(torch.ones(8) / 8, means, covs, torch.diag(torch.tensor([0.8, 0.2])), 0.25)
 
 
 class Perceptron(nn.Module):
@@ -52,7 +51,7 @@ class Perceptron(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         sizes = [4, WIDTH, WIDTH, WIDTH]
-        hidden = [m for i, o in zip(sizes, sizes[1:], strict=False) for m in (nn.Linear(i, o), nn.SiLU())]
+        hidden = [m for i, o in pairwise(sizes) for m in (nn.Linear(i, o), nn.SiLU())]
         self.layers = nn.Sequential(*hidden, nn.Linear(WIDTH, 2))
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
@@ -113,7 +112,8 @@ def simulate(drift: Callable, x: Tensor, forward: bool, g: torch.Generator) -> T
 
 
 def learn_dsb(pair: MixturePair, g: torch.Generator) -> Any:
-    """As `learn_i2sb`. The target of one drift is h d(x') + d'(x) = noise / h, by mean matching."""
+    """As `learn_i2sb`. Mean matching [De Bortoli et al. 2021, Prop. 3]: each drift regresses the
+    step taken by the other one, backwards, with that one's change along the step taken out."""
     nets, h = {True: Perceptron(), False: Perceptron()}, 1 / STEPS  # forward, backward
     optimisers, calls, first = {k: trainer(v) for k, v in nets.items()}, 0, True
     weights = 16 * sum(p.numel() for net in nets.values() for p in net.parameters())
@@ -138,9 +138,11 @@ def learn_dsb(pair: MixturePair, g: torch.Generator) -> Any:
                 calls += BATCH * (1 if first else 3)
             first = False
             if not learn_forward:
-                back = nets[False]
-                held = weights + path.nbytes
-                yield lambda x1, g: simulate(back, x1, False, g)[0], held, calls
+
+                def restore(x1: Tensor, g: torch.Generator) -> Tensor:
+                    return simulate(nets[False], x1, False, g)[0]
+
+                yield restore, weights + path.nbytes, calls
 
 
 METHODS = {"i2sb": learn_i2sb, "dsb": learn_dsb}
@@ -182,7 +184,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("data/runs/iterative-sb"))
     parser.add_argument("--target", type=float, default=0.12)
-    parser.add_argument("--limit", type=float, default=200.0)
+    parser.add_argument("--limit", type=float, default=90.0)
     args = parser.parse_args()
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in METHODS}
     context = multiprocessing.get_context("spawn")  # a process a run: its peak memory is its own

@@ -94,9 +94,7 @@ class Trainer:
         )
         self.device, ranks = self.accelerator.device, self.accelerator.num_processes
         if config.batch_size % ranks:
-            raise TrainingError(
-                f"expected batch_size divisible by {ranks} processes, got {config.batch_size}"
-            )
+            raise TrainingError(f"expected batch_size divisible by {ranks}, got {config.batch_size}")
         share, rank = config.batch_size // ranks, self.accelerator.process_index
         self.share = slice(rank * share, (rank + 1) * share)
         with self.accelerator.main_process_first():  # one process prepares, the others read
@@ -293,8 +291,7 @@ def train(config: TrainConfig, resume: bool = False) -> dict[str, Any]:
             run.accelerator.log(metrics, step=run.step)
         if config.minutes is not None:
             late = run.seconds - before > 60 * config.minutes
-            if run.accelerator.num_processes > 1:  # the first process's clock decides
-                late = broadcast_object_list([late])[0]
+            late = broadcast_object_list([late])[0]  # the first process's clock decides
         if run.step % config.save_every == 0 or last or late:
             run.save()
     bar.close()

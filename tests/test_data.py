@@ -64,8 +64,8 @@ def test_folders_and_shards_named_after_splits(tmp_path):
 
 
 def test_a_nested_folder_without_split_names_is_read_whole(tmp_path):
-    for i, name in enumerate(["a/0.png", "b/c/1.PNG", "2.png"]):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "b" / "c").mkdir(parents=True)
+    for i, name in enumerate(["b/0.png", "b/c/1.PNG", "2.png"]):
         photograph(i).save(tmp_path / name)
     assert len(load_images(tmp_path, "train", 20)) == 3
 
@@ -105,14 +105,11 @@ def test_grey_alpha_palette_16_bit_and_rotated_files(tmp_path):
     alpha.putalpha(Image.fromarray(np.tile(np.array([[0, 255]], dtype=np.uint8), (20, 10))))
     turned, exif = photograph(0, 20, 24), Image.Exif()
     exif[0x0112] = 6  # to be shown rotated by 90 degrees clockwise
-    files = {"a": grey, "b": deep, "c": alpha, "d": grey.convert("P")}
-    for name, image in files.items():
+    for name, image in {"a": grey, "b": deep, "c": alpha, "d": grey.convert("P")}.items():
         image.save(tmp_path / f"{name}.png")
     turned.save(tmp_path / "e.png", exif=exif)
     a, b, c, d, e = load_images(tmp_path, size=20)
-    assert torch.equal(a, pixels(grey.convert("RGB")))
-    assert torch.equal(a, b)
-    assert torch.equal(a, d)
+    assert all(torch.equal(x, pixels(grey.convert("RGB"))) for x in (a, b, d))
     assert (c[:, :, ::2] == 255).all()  # transparent is white
     assert torch.equal(c[:, :, 1::2], pixels(photograph(0))[:, :, 1::2])
     assert torch.equal(e, pixels(turned.rotate(-90, expand=True))[:, 2:22])
@@ -128,8 +125,7 @@ def test_resizing_is_pillows_lanczos_on_the_central_square():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda p: (p / "bad.png").write_bytes(b"\x89PNG broken"), r"bad\.png: expected an image"),
-        (lambda p: (p / "cut.png").write_bytes(png(photograph(0))[:200]), r"cut\.png: expected an image"),
+        (lambda p: (p / "bad.png").write_bytes(png(photograph(0))[:200]), r"bad\.png: expected an image"),
         (lambda p: photograph(0, 12, 40).save(p / "small.png"), r"small\.png: .*16x16.*\(40, 12\)"),
         (lambda p: (p / "notes.txt").write_text("x"), "expected images .*got none"),
         (lambda p: write_parquet(p / "x.parquet", [0], "picture"), r"x\.parquet: .*column .image. .*picture"),
@@ -201,7 +197,7 @@ def test_fingerprint_changes_with_one_pixel_and_with_the_shape():
 def test_the_book_s_data_sets(shared_data):
     images = load_images(shared_data / "celeba64", "train", progress=False)
     assert images.shape == (14_589, 3, 64, 64)
-    column = pq.ParquetFile(sorted((shared_data / "celeba64").iterdir())[0]).read_row_group(0, ["image"])
-    first = Image.open(io.BytesIO(column["image"][0].as_py()["bytes"]))
+    table = pq.ParquetFile(min((shared_data / "celeba64").iterdir())).read_row_group(0, ["image"])
+    first = Image.open(io.BytesIO(table["image"][0].as_py()["bytes"]))
     assert torch.equal(images[0], pixels(first))
     assert load_images(shared_data / "celebahq256", progress=False).shape == (977, 3, 64, 64)

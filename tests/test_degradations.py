@@ -11,24 +11,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms.functional import gaussian_blur
 
-from i2sb_lib.degradations import (
-    DEGRADATIONS,
-    JPEG,
-    CentreMask,
-    Compose,
-    Downsample,
-    FreeformMask,
-    GaussianBlur,
-    Noise,
-    Quantise,
-    UniformBlur,
-    create_degradation,
-)
+from i2sb_lib import degradations as ops
 from i2sb_lib.images import to_float, to_uint8
 
 F64 = torch.float64
-LINEAR = [GaussianBlur(), GaussianBlur(5, 0.7), UniformBlur(3), Downsample(), Downsample(2, bicubic=True)]
-LINEAR += [Downsample(4, bicubic=True), CentreMask(), CentreMask(0.3)]
+BLURS = [ops.GaussianBlur(), ops.GaussianBlur(5, 0.7), ops.UniformBlur(3)]
+SHRINK = [ops.Downsample(), ops.Downsample(2, bicubic=True), ops.Downsample(4, bicubic=True)]
+LINEAR = [*BLURS, *SHRINK, ops.CentreMask(), ops.CentreMask(0.3)]
 
 
 def smooth(h=32, w=24, b=2):
@@ -43,38 +32,35 @@ def smooth(h=32, w=24, b=2):
 def test_gaussian_blur_is_torchvision_s(kernel, sigma, h, w):
     x = torch.rand(2, 3, h, w) * 2 - 1
     want = gaussian_blur(x, kernel, sigma)
-    torch.testing.assert_close(GaussianBlur(kernel, sigma)(x), want, rtol=0, atol=1e-6)
-
-
-def test_uniform_blur_is_an_average_with_reflection():
-    x = torch.rand(2, 3, 20, 26, dtype=F64)
-    want = F.avg_pool2d(F.pad(x, (4, 4, 4, 4), mode="reflect"), 9, 1)
-    torch.testing.assert_close(UniformBlur(9)(x), want, rtol=0, atol=1e-14)
+    torch.testing.assert_close(ops.GaussianBlur(kernel, sigma)(x), want, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("factor", [2, 4])
-def test_downsample_is_torch_s(factor):
+def test_uniform_blur_and_downsample_are_torch_s(factor):
+    x = torch.rand(2, 3, 20, 26, dtype=F64)
+    want = F.avg_pool2d(F.pad(x, (4, 4, 4, 4), mode="reflect"), 9, 1)
+    torch.testing.assert_close(ops.UniformBlur(9)(x), want, rtol=0, atol=1e-14)
     x = torch.rand(2, 3, 32, 48) * 2 - 1
     repeat = torch.ones(factor, factor)
     pooled = torch.kron(F.avg_pool2d(x, factor), repeat)
-    torch.testing.assert_close(Downsample(factor)(x), pooled, rtol=0, atol=1e-6)
+    torch.testing.assert_close(ops.Downsample(factor)(x), pooled, rtol=0, atol=1e-6)
     cubic = F.interpolate(x, scale_factor=1 / factor, mode="bicubic", antialias=True)
-    torch.testing.assert_close(Downsample(factor, True)(x), torch.kron(cubic, repeat), rtol=0, atol=2e-6)
+    torch.testing.assert_close(ops.Downsample(factor, True)(x), torch.kron(cubic, repeat), rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("op", LINEAR[:6], ids=str)
+@pytest.mark.parametrize("op", BLURS + SHRINK, ids=str)
 def test_unit_gain_and_no_shift(op):
     flat = torch.full((1, 3, 24, 32), 0.7, dtype=F64)
     torch.testing.assert_close(op(flat), flat, rtol=0, atol=1e-12)
-    if isinstance(op, Downsample):
+    if op in SHRINK:
         return
     impulse = torch.zeros(1, 3, 24, 32, dtype=F64)
     impulse[..., 11, 17] = 1
     spot = op(impulse)
     assert spot.sum().item() == pytest.approx(3)
-    rows, columns = torch.arange(24, dtype=F64), torch.arange(32, dtype=F64)
-    assert float((spot.sum(3) @ rows).mean()) == pytest.approx(11, abs=1e-12)
-    assert float((spot.sum(2) @ columns).mean()) == pytest.approx(17, abs=1e-12)
+    for side, centre in ((3, 11), (2, 17)):
+        places = torch.arange(spot.shape[5 - side], dtype=F64)
+        assert float((spot.sum(side) @ places).mean()) == pytest.approx(centre, abs=1e-12)
 
 
 @settings(max_examples=40, deadline=None)
@@ -86,7 +72,7 @@ def test_linear_and_adjoint(op, h, w, seed):
     assert op.adjoint(1e3 * y).shape == y.shape  # of any range
 
 
-@pytest.mark.parametrize("op", [GaussianBlur(), UniformBlur(5)], ids=str)
+@pytest.mark.parametrize("op", [ops.GaussianBlur(), ops.UniformBlur(5)], ids=str)
 def test_inverse(op):
     """lam = 0 undoes the blur; lam > 0 solves H^T (H x - y) + lam x = 0."""
     x = smooth(32, 24).double()
@@ -106,7 +92,7 @@ def test_jpeg_is_pillow_s_and_worsens_with_quality():
         stream = io.BytesIO()
         Image.fromarray(to_uint8(x[0]).permute(1, 2, 0).numpy()).save(stream, "jpeg", quality=quality)
         want = torch.from_numpy(np.array(Image.open(stream))).permute(2, 0, 1).float()
-        found = JPEG(quality)(x)
+        found = ops.JPEG(quality)(x)
         assert (to_uint8(found[0]).float() - want).abs().mean() < 0.5  # grey levels
         errors.append(float((found - x).square().mean()))
     assert errors == sorted(errors, reverse=True)
@@ -115,7 +101,7 @@ def test_jpeg_is_pillow_s_and_worsens_with_quality():
 
 @pytest.mark.parametrize(("fraction", "rows", "columns"), [(0.5, 16, 12), (0.0, 0, 0), (1.0, 32, 24)])
 def test_centre_mask(fraction, rows, columns):
-    hole = CentreMask(fraction)(torch.ones(1, 3, 32, 24))[0, 0] == 0
+    hole = ops.CentreMask(fraction)(torch.ones(1, 3, 32, 24))[0, 0] == 0
     top, left = (32 - rows) // 2, (24 - columns) // 2
     want = torch.zeros(32, 24, dtype=torch.bool)
     want[top : top + rows, left : left + columns] = True
@@ -124,20 +110,20 @@ def test_centre_mask(fraction, rows, columns):
 
 def test_freeform_mask():
     def draw(seed, **options):
-        return FreeformMask(**options)(torch.ones(32, 3, 32, 48), torch.Generator().manual_seed(seed)) == 0
+        g = torch.Generator().manual_seed(seed)
+        return ops.FreeformMask(**options)(torch.ones(32, 3, 32, 48), g) == 0
 
     hole = draw(0)
     assert torch.equal(hole, draw(0))
     assert not torch.equal(hole, draw(1))
-    assert torch.equal(hole[:, 0], hole[:, 2])  # all colours alike
-    assert not torch.equal(hole[0], hole[1])  # each image its own
+    assert torch.equal(hole[:, 0], hole[:, 2])
+    assert not torch.equal(hole[0], hole[1])
     share = [float(draw(0, width=w).float().mean()) for w in (0.01, 0.06, 0.2)]
-    assert 0 < share[0] < share[1] < share[2] < 1
-    assert 0.1 < share[1] < 0.5
+    assert 0 < share[0] < 0.1 < share[1] < 0.5 < share[2] < 1
 
 
 def test_noise_has_the_stated_deviation_and_the_generator_decides():
-    x, op = torch.zeros(4, 3, 100, 100), Noise(0.05)
+    x, op = torch.zeros(4, 3, 100, 100), ops.Noise(0.05)
     first, same = (op(x, torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(first, same)
     n = x.numel()  # mean and deviation within five standard errors
@@ -149,37 +135,35 @@ def test_quantise_is_a_png_round_trip_and_idempotent():
     x, stream = torch.rand(1, 3, 9, 7) * 2.4 - 1.2, io.BytesIO()
     Image.fromarray(to_uint8(x[0]).permute(1, 2, 0).numpy()).save(stream, "png")
     want = to_float(torch.from_numpy(np.array(Image.open(stream))).permute(2, 0, 1))
-    once = Quantise()(x)
+    once = ops.Quantise()(x)
     assert torch.equal(once[0], want)
-    assert torch.equal(Quantise()(once), once)
-    assert (once - x.clamp(-1, 1)).abs().max() <= 0.5 / 127.5 + 1e-6
+    assert torch.equal(ops.Quantise()(once), once)
 
 
 def test_parts_apply_in_order_and_draw_from_one_generator():
     x, g = smooth(), torch.Generator().manual_seed(5)
-    full = create_degradation("blur-gauss", sigma=1.5, noise=0.1, quantise=True)
-    assert full == Compose((GaussianBlur(7, 1.5), Noise(0.1), Quantise()))
+    full = ops.create_degradation("blur-gauss", sigma=1.5, noise=0.1, quantise=True)
+    assert full == ops.Compose((ops.GaussianBlur(7, 1.5), ops.Noise(0.1), ops.Quantise()))
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(5))
-    want = Quantise()(GaussianBlur(7, 1.5)(x) + 0.2 * noise)
+    want = ops.Quantise()(ops.GaussianBlur(7, 1.5)(x) + 0.2 * noise)
     torch.testing.assert_close(full(x, g), want, rtol=0, atol=1e-6)
-    assert torch.equal(create_degradation("none")(x), x)
-    assert create_degradation("blur-uniform", kernel_size=5.0) == UniformBlur(5)  # a command line's float
+    assert torch.equal(ops.create_degradation("none")(x), x)
+    assert ops.create_degradation("blur-uniform", kernel_size=5.0).kernel_size == 5  # a flag is a float
 
 
-@pytest.mark.parametrize("name", DEGRADATIONS)
+@pytest.mark.parametrize("name", ops.DEGRADATIONS)
 def test_every_name_keeps_shape_dtype_and_input(name):
-    op = create_degradation(name)
+    op = ops.create_degradation(name)
     for dtype in (torch.float32, F64):
         x = smooth(32, 48).to(dtype)
-        before = x.clone()
-        y = op(x, torch.Generator().manual_seed(0))
+        before, y = x.clone(), op(x, torch.Generator().manual_seed(0))
         assert (y.shape, y.dtype) == (x.shape, dtype)
         assert torch.equal(x, before)
         assert (name == "none") == torch.equal(y, x)
 
 
 def test_gradients_flow_even_after_inference_mode():
-    op = GaussianBlur(9, 1.25)  # not used elsewhere: its matrices are made under inference mode
+    op = ops.GaussianBlur(9, 1.25)  # not used elsewhere: its matrices are made under inference mode
     with torch.inference_mode():
         op.inverse(op(smooth(20, 20)), 0.1)
     x = smooth(20, 20).requires_grad_()
@@ -187,38 +171,30 @@ def test_gradients_flow_even_after_inference_mode():
     assert x.grad.abs().min() > 0
 
 
-def message_of(call):
-    with pytest.raises((ValueError, TypeError)) as caught:
-        call()
-    return str(caught.value)
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: create_degradation("blur"), "expected a degradation among ['blur-gauss',"),
-        (lambda: create_degradation("jpeg", level=3), "jpeg takes ['quality'], got ['level']"),
-        (
-            lambda: create_degradation("sr4x-pool", bicubic=True),
-            "sr4x-pool takes ['factor'], got ['bicubic']",
-        ),
-        (lambda: create_degradation("jpeg", quality=0), "expected quality from 1 to 100, got 0"),
-        (lambda: GaussianBlur(sigma=0), "expected sigma from 0.01 to 1000, got 0"),
-        (lambda: GaussianBlur(sigma=float("nan")), "got nan"),
-        (lambda: CentreMask(1.5), "expected fraction from 0 to 1, got 1.5"),
-        (lambda: create_degradation("none", noise=-0.1), "expected std from 0 to 10, got -0.1"),
-        (lambda: FreeformMask(strokes=0), "expected strokes from 1 to 100, got 0"),
-        (lambda: Downsample(0), "expected factor from 1 to 1024, got 0"),
-        (lambda: Downsample(4)(smooth(32, 26)), "expected a size divisible by 4, got 26"),
-        (lambda: GaussianBlur(6)(smooth()), "expected an odd kernel narrower than"),
-        (lambda: GaussianBlur(17)(smooth(8, 32)), "expected an odd kernel narrower than 2 * 8, got 17 taps"),
-        (lambda: GaussianBlur()(smooth()[0]), "degradation: expected float images (B, 3, H, W)"),
-        (lambda: GaussianBlur()(to_uint8(smooth())), "got torch.uint8"),
-        (lambda: GaussianBlur()(smooth() * 255), "expected values in [-1, 1], got ["),
-        (lambda: JPEG().adjoint(smooth()), "JPEG(quality=10) is not linear and has no adjoint"),
+        (lambda: ops.create_degradation("blur"), "expected a degradation among ['blur-gauss',"),
+        (lambda: ops.create_degradation("jpeg", level=3), "jpeg takes ['quality'], got ['level']"),
+        (lambda: ops.create_degradation("sr4x-pool", bicubic=True), "sr4x-pool takes ['factor'], got"),
+        (lambda: ops.create_degradation("jpeg", quality=0), "expected quality from 1 to 100, got 0"),
+        (lambda: ops.GaussianBlur(sigma=0), "expected sigma from 0.01 to 1000, got 0"),
+        (lambda: ops.GaussianBlur(sigma=float("nan")), "got nan"),
+        (lambda: ops.CentreMask(1.5), "expected fraction from 0 to 1, got 1.5"),
+        (lambda: ops.create_degradation("none", noise=-0.1), "expected std from 0 to 10, got -0.1"),
+        (lambda: ops.FreeformMask(strokes=0), "expected strokes from 1 to 100, got 0"),
+        (lambda: ops.Downsample(0), "expected factor from 1 to 1024, got 0"),
+        (lambda: ops.Downsample(4)(smooth(32, 26)), "expected a size divisible by 4, got 26"),
+        (lambda: ops.GaussianBlur(6)(smooth()), "expected an odd kernel"),
+        (lambda: ops.GaussianBlur(17)(smooth(8, 32)), "an odd kernel narrower than 2 * 8, got 17"),
+        (lambda: ops.GaussianBlur()(smooth()[0]), "degradation: expected float images (B, 3, H, W)"),
+        (lambda: ops.GaussianBlur()(to_uint8(smooth())), "got torch.uint8"),
+        (lambda: ops.GaussianBlur()(smooth() * 255), "expected values in [-1, 1], got ["),
+        (lambda: ops.JPEG().adjoint(smooth()), "JPEG(quality=10) is not linear and has no adjoint"),
     ],
 )
 def test_errors_are_one_clear_sentence(call, message):
-    found = message_of(call)
-    assert message in found
-    assert "\n" not in found
+    with pytest.raises((ValueError, TypeError)) as caught:
+        call()
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)

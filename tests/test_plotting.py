@@ -52,7 +52,7 @@ def test_errors(rows, labels, titles, message):
 
 
 def test_style_uses_colours_that_can_be_told_apart():
-    """Any two differ by at least 25 in lightness or in blue against yellow: red and green do not count."""
+    """Any two differ by 10 of 100 in lightness or in blue against yellow: red and green do not count."""
     use_style()
     assert plt.rcParams["axes.prop_cycle"].by_key()["color"] == list(COLOURS.values())
     rgb = np.array([mpl.colors.to_rgb(c) for c in COLOURS.values()])

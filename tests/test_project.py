@@ -36,7 +36,8 @@ MAY_IMPORT = {
     "baselines": "schedule bridge samplers networks degradations data denoiser config training images",
     "cli": "checkpoints config data degradations denoiser evaluation images samplers training baselines",
     "__main__": "cli",
-    "__init__": "bridge checkpoints checks config data degradations evaluation networks samplers schedule training",
+    "__init__": "bridge checkpoints checks config data degradations evaluation networks samplers schedule "
+    "training",
 }  # fmt: skip
 
 PACKAGES = {"torch", "torchvision", "numpy", "matplotlib", "tqdm", "safetensors", "accelerate", "tyro",
@@ -85,24 +86,16 @@ def test_the_library_is_thin():
 def requirements() -> tuple[set[str], set[str]]:
     """(what pyproject.toml requires, extras included; what environment.yml installs)."""
     yaml = pytest.importorskip("yaml")
-    tables = re.findall(r"^[\w-]+ = (\[.*?^?\])$", _project_tables(), re.M | re.S)
-    wanted = {r for table in tables for r in ast.literal_eval(table)}
+    text = (ROOT / "pyproject.toml").read_text()  # tomllib is newer than the oldest Python supported
+    base, extras = text.split("\ndependencies")[1], text.split("[project.optional-dependencies]")[1]
+    lists = re.findall(r"= (\[.*?\])\n", base.split("\n[")[0] + extras.split("\n[")[0] + "\n", re.S)
     content = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     (pip,) = (part["pip"] for part in content if isinstance(part, dict))
-    conda = {part for part in content if isinstance(part, str)}
-    assert conda == {"pip", "python" + re.search(r'requires-python = "(.*)"', _pyproject()).group(1)}
-    return wanted, {line for line in pip if not line.startswith(("-e", "--editable"))}
-
-
-def _pyproject() -> str:
-    return (ROOT / "pyproject.toml").read_text()
-
-
-def _project_tables() -> str:
-    """The lists of requirements, as text: tomllib is newer than the oldest Python that is supported."""
-    text = _pyproject()
-    extras = text.split("[project.optional-dependencies]\n")[1].split("\n[")[0]
-    return "dependencies" + text.split("\ndependencies")[1].split("\n]")[0] + "\n]\n" + extras + "\n"
+    python = re.search(r'requires-python = "(.*)"', text)
+    assert {part for part in content if isinstance(part, str)} == {"pip", f"python{python.group(1)}"}
+    return {r for each in lists for r in ast.literal_eval(each)}, {
+        line for line in pip if "editable" not in line
+    }
 
 
 def test_environment_and_pyproject_agree():

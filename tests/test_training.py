@@ -19,8 +19,6 @@ from i2sb_lib.degradations import create_degradation
 from i2sb_lib.images import to_float
 from i2sb_lib.training import Batches, Trainer, TrainingError, train
 
-EVERY_STEP = "import i2sb_lib.training as t; t.LOG_EVERY = 1; from i2sb_lib.cli import main; main()"
-
 
 @pytest.fixture(autouse=True)
 def _on_cpu(monkeypatch):
@@ -35,21 +33,25 @@ def _on_cpu(monkeypatch):
 def script(tmp_path, monkeypatch) -> Path:
     """`i2sb` with a loss in the history for every step, here and in processes that run this file."""
     monkeypatch.setattr(training, "LOG_EVERY", 1)
-    (tmp_path / "i2sb.py").write_text(EVERY_STEP)
+    (tmp_path / "i2sb.py").write_text(
+        "import i2sb_lib.training as t\nt.LOG_EVERY = 1\nfrom i2sb_lib.cli import main\nmain()"
+    )
     return tmp_path / "i2sb.py"
 
 
 def changed(config: TrainConfig, name: str = "other", **changes) -> TrainConfig:
-    """The config with another output folder beside its own, and with changes."""
+    """The config with another output folder, and with changes."""
     return dataclasses.replace(config, **{"out": str(Path(config.out).with_name(name)), **changes})
 
 
 def flags(config: TrainConfig) -> list[str]:
-    """The config as the flags of `i2sb train`."""
     values = {k: v for k, v in vars(config).items() if v != getattr(TrainConfig(), k)}
-    named = [[f"--{k}"] if v is True else [f"--no-{k}"] if v is False else [f"--{k}", str(v)]
-             for k, v in values.items()]  # fmt: skip
+    named = ([f"--no-{k}"] if v is False else [f"--{k}", str(v)] for k, v in values.items())
     return ["train", *(f.replace("_", "-") if f.startswith("--") else f for pair in named for f in pair)]
+
+
+def state(config: TrainConfig) -> dict:
+    return torch.load(Path(config.out) / "state.pt", weights_only=True)
 
 
 def losses(config: TrainConfig) -> list[float]:
@@ -57,23 +59,11 @@ def losses(config: TrainConfig) -> list[float]:
     return [line["loss"] for line in history if "loss" in line]
 
 
-def state(config: TrainConfig) -> dict:
-    return torch.load(Path(config.out) / "state.pt", weights_only=True)
-
-
 def assert_same_run(a: TrainConfig, b: TrainConfig) -> None:
     assert losses(a) == losses(b)
-    first, second = state(a), state(b)
-    for part in ("model", "ema"):
-        assert all(torch.equal(v, second[part][k]) for k, v in first[part].items())
-    for k, moments in first["optimizer"]["state"].items():
-        assert all(torch.equal(v, second["optimizer"]["state"][k][n]) for n, v in moments.items())
-
-
-def interrupt_at(monkeypatch, step: int) -> None:
-    real = Trainer.optimise
-    stop = lambda run: real(run) if run.step != step else signal.raise_signal(signal.SIGINT)  # noqa: E731
-    monkeypatch.setattr(Trainer, "optimise", stop)
+    parts = ([s["model"], s["ema"], *s["optimizer"]["state"].values()] for s in (state(a), state(b)))
+    for one, other in zip(*parts, strict=True):
+        assert all(torch.equal(v, other[k]) for k, v in one.items())
 
 
 @pytest.mark.parametrize("options", [{}, {"dropout": 0.3, "noise": 0.05, "degradation": "inpaint-freeform"}])
@@ -81,8 +71,9 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tiny, options, monkeypatch)
     monkeypatch.setattr(training, "LOG_EVERY", 2)  # a save at step 3 has losses that are not logged yet
     unbroken, broken = changed(tiny, "unbroken", **options), changed(tiny, "broken", **options)
     train(unbroken)
+    real, stop = Trainer.optimise, signal.raise_signal
     with monkeypatch.context() as patch:
-        interrupt_at(patch, 5)
+        patch.setattr(Trainer, "optimise", lambda run: stop(signal.SIGINT) if run.step == 5 else real(run))
         with pytest.raises(KeyboardInterrupt):
             train(broken)
     assert state(broken)["step"] == 3
@@ -103,7 +94,7 @@ def test_a_killed_process_resumes_to_the_same_bits(tiny, script, i2sb):
     main([*flags(broken), "--resume"])
     train(unbroken)
     assert len(losses(unbroken)) == 90
-    print(f"killed {delay:.3f} s after the first state")
+    print(f"killed {delay:.3f} s after the first state")  # shown where this fails
     assert_same_run(unbroken, broken)
 
 
@@ -138,7 +129,7 @@ def test_a_time_limit_leaves_a_state_that_resumes(tiny):
     assert_same_run(tiny, limited)
 
 
-def test_runs_that_must_not_go_on_are_refused(tiny, tmp_path, photos):
+def test_runs_that_must_not_go_on_are_refused(tiny, monkeypatch):
     with pytest.raises(TrainingError, match="expected a run to resume at"):
         train(tiny, resume=True)
     train(tiny)
@@ -147,13 +138,9 @@ def test_runs_that_must_not_go_on_are_refused(tiny, tmp_path, photos):
         train(tiny)
     with pytest.raises(TrainingError, match=r"\(batch_size: 4 -> 5, lr: 0.001 -> 0.1\)"):
         train(dataclasses.replace(tiny, lr=0.1, batch_size=5), resume=True)
-    spare = (photos / "00.png").read_bytes()
-    try:
-        (photos / "00.png").write_bytes((photos / "01.png").read_bytes())
-        with pytest.raises(TrainingError, match="other images"):
-            train(tiny, resume=True)
-    finally:
-        (photos / "00.png").write_bytes(spare)
+    monkeypatch.setattr(training, "fingerprint", lambda images: "another")
+    with pytest.raises(TrainingError, match="other images"):
+        train(tiny, resume=True)
     with pytest.raises(TrainingError, match=r"at least 28 images \(holdout \+ batch_size\), got 24"):
         train(changed(tiny, batch_size=24))
     assert (Path(tiny.out) / "state.pt").read_bytes() == before
@@ -170,11 +157,7 @@ def test_batches_visit_every_image_once_an_epoch_and_depend_on_the_step_alone(ti
     torch.manual_seed(123)
     assert all(torch.equal(a, b) for a, b in zip(batches(11), again, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(batches(11), batches(12), strict=True))
-    x0, _, t, _ = batches(11)
-    places = to_float(images[batches.indices(11)])
-    assert all(torch.equal(a, b) or torch.equal(a, b.flip(-1)) for a, b in zip(x0, places, strict=True))
-    assert ((t > 0) & (t <= 1)).all()
-    assert (t * 3).ceil().tolist() == [3, 2, 1]  # one time in each third
+    assert (batches(11)[2] * 3).ceil().tolist() == [3, 2, 1]  # one time in each third of (0, 1]
 
 
 def test_ema_and_moments_equal_their_formulas(tiny):
@@ -196,7 +179,6 @@ def test_ema_and_moments_equal_their_formulas(tiny):
 def test_learning_rate_warms_up_and_falls_to_zero():
     config = TrainConfig(lr=2.0, warmup=10, steps=110)
     assert [learning_rate(config, k) for k in (0, 4, 9, 60, 110)] == pytest.approx([0.2, 1, 2, 1, 0])
-    assert learning_rate(TrainConfig(lr=2.0, warmup=0, steps=0), 0) > 0
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -224,5 +206,4 @@ def test_the_loss_falls_on_the_embedded_photographs(tiny, monkeypatch):
     monkeypatch.setattr(training, "LOG_EVERY", 20)
     config = changed(tiny, data="embedded", size=32, steps=80, batch_size=8, lr=2e-3, save_every=80)
     train(config)
-    curve = losses(config)
-    assert curve[-1] < 0.8 * curve[0]
+    assert losses(config)[-1] < 0.8 * losses(config)[0]

@@ -1,0 +1,211 @@
+"""Gates on the book: executed, quiet, described, every theorem bound to a check that was made.
+
+A gate takes a notebook and yields what is wrong with it: nothing for a chapter, something for a
+good notebook with a fault.
+"""
+
+import copy
+import json
+import re
+
+import pytest
+from conftest import ROOT
+
+BOOK = ROOT / "book"
+NOTEBOOKS = {f.stem: json.loads(f.read_text()) for f in sorted(BOOK.glob("*.ipynb"))}
+
+# Claims of the design's ledger that are no statement's label, with the largest tolerance that the
+# tightest upper bound on each may have in a chapter (None: a band, a rate or a number).
+LEDGER = {
+    "fokker-planck": None, "schrodinger-pdes": None, "boundary-products": 1e-8, "gaussian-sb": 1e-6,
+    "pot-agreement": 1e-8, "nelson": 1e-10, "target": 1e-6, "posterior": None, "ddpm-recursion": 1e-12,
+    "algorithm-2": None, "coupling": None, "blur": 1e-6, "blur-invertible": None, "blur-quantised": None,
+    "blur-off-by-one": None,
+}  # fmt: skip
+
+
+def code(nb):
+    return [c for c in nb["cells"] if c["cell_type"] == "code" and "".join(c["source"]).strip()]
+
+
+def prose(nb):
+    return "\n\n".join("".join(c["source"]) for c in nb["cells"] if c["cell_type"] == "markdown")
+
+
+def outputs(nb):
+    return [o for c in code(nb) for o in c["outputs"]]
+
+
+def texts(nb):
+    """What nbval compares: printed lines, and values without a richer form."""
+    printed = ["".join(o["text"]) for o in outputs(nb) if o["output_type"] == "stream"]
+    data = [
+        o["data"] for o in outputs(nb) if not {"image/png", "text/html"} & set(o.get("data", ["text/html"]))
+    ]
+    return "\n".join(printed + ["".join(d.get("text/plain", "")) for d in data])
+
+
+def checks(nb):
+    """The records that `check` left when the notebook ran."""
+    return [r for o in outputs(nb) if (r := o.get("metadata", {}).get("i2sb_check"))]
+
+
+def labels(nb):
+    """(labels of statements, with None for one that has none; labels of every directive)."""
+    head = r"\{prf:(?:theorem|proposition|corollary|lemma)\}[^\n]*\n((?:\s*:[\w-]+:[^\n]*\n)*)"
+    heads = re.findall(head, prose(nb))
+    found = [re.search(r":label:\s*(\S+)", head) for head in heads]
+    return [m and m.group(1) for m in found], set(re.findall(r":label:\s*(\S+)", prose(nb)))
+
+
+def executed(nb):
+    if (counts := [c.get("execution_count") for c in code(nb)]) != list(range(1, len(counts) + 1)):
+        yield f"cells not run once each from top to bottom: {counts}"
+
+
+def quiet(nb):
+    if bad := [o for o in outputs(nb) if o["output_type"] == "error" or o.get("name") == "stderr"]:
+        yield f"an error or warning is in the outputs: {str(bad)[:200]}"
+
+
+def readable(nb):
+    if found := re.findall(r".* at 0x[0-9a-f]+|<[^<>\n]* object\b", texts(nb)):
+        yield f"raw repr: {found}"
+
+
+def timeless(nb):
+    times = r".*\d\s?(?:ns|[µu]s|ms|s|secs?|seconds?|min|minutes?|(?:it|img|images?)/s)\b"
+    if found := re.findall(times, texts(nb)):
+        yield f"a time is in a compared output: {found}"
+
+
+def bootstrapped(nb):
+    first, reference = nb["cells"][0], next(iter(NOTEBOOKS.values()), nb)["cells"][0]
+    source = "".join(first["source"])
+    if first["cell_type"] != "code" or source != "".join(reference["source"]):
+        yield "the first cell is not the bootstrap that all notebooks share"
+    for line in re.findall(r".*pip install.*", source):
+        if "--constraint" not in line or re.search(r"\b(torch|torchvision|numpy)\b(?!-)", line):
+            yield f"may replace torch or numpy: {line}"
+
+
+def described(nb):
+    names = []
+    for cell in code(nb):
+        if any("image/png" in o.get("data", {}) for o in cell["outputs"]):
+            meta = cell["metadata"].get("mystnb", {})
+            figure, alt = meta.get("figure", {}), meta.get("image", {}).get("alt")
+            names.append(figure.get("name"))
+            if not (figure.get("caption") and figure.get("name") and alt):
+                yield f"a figure without caption, name or alt text: {meta}"
+    if len(names) != len(set(names)):
+        yield f"figure names are not unique: {names}"
+
+
+def bound(nb):
+    stated, known = labels(nb)
+    if None in stated:
+        yield "a statement has no label"
+    if free := {label for label in stated if label} - {c["claim"] for c in checks(nb)}:
+        yield f"statements without an executed check: {sorted(free)}"
+    if unknown := {c["claim"] for c in checks(nb)} - known - set(LEDGER):
+        yield f"checks of claims that nobody states: {sorted(unknown)}"
+
+
+def tight(nb):
+    for claim, most in LEDGER.items():
+        limits = [c["limit"] for c in checks(nb) if c["claim"] == claim and c["sign"] == "≤"]
+        if most is not None and limits and min(limits) > most:
+            yield f"{claim}: the design asks for {most}, the chapter for {min(limits)}"
+    for c in checks(nb):
+        low, high = {"≤": (-1e99, c["limit"]), "≥": (c["limit"], 1e99)}.get(c["sign"], c["limit"])
+        if not low <= c["measured"] <= high:
+            yield f"a recorded check does not hold: {c}"
+
+
+def cited(nb):
+    known = set(re.findall(r"^@\w+\{([^,\s]+)", (BOOK / "references.bib").read_text(), re.M))
+    keys = {k.strip() for ks in re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", prose(nb)) for k in ks.split(",")}
+    if missing := keys - known:
+        yield f"not in references.bib: {sorted(missing)}"
+
+
+def portable(nb):
+    if nb["metadata"].get("kernelspec", {}).get("name") != "python3":
+        yield f"kernelspec {nb['metadata'].get('kernelspec')}"
+    if any("execution" in c["metadata"] for c in nb["cells"]):
+        yield "cells carry the times at which they ran"
+    if (size := len(json.dumps(nb))) > 2_000_000:
+        yield f"{size} bytes"
+
+
+GATES = [executed, quiet, readable, timeless, bootstrapped, described, bound, tight, cited, portable]
+
+
+@pytest.mark.parametrize("gate", GATES, ids=lambda g: g.__name__)
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_chapter(name, gate):
+    assert list(gate(NOTEBOOKS[name])) == []
+
+
+def a_good_notebook():
+    first = copy.deepcopy(next(iter(NOTEBOOKS.values()))["cells"][0])
+    first |= {"execution_count": 1, "outputs": []}
+    record = {"claim": "thm-a", "what": "x", "sign": "≤", "limit": 1e-3, "measured": 1e-5}
+    shown = {"output_type": "display_data", "data": {"text/plain": "✓ thm-a: x ≤ 0.001"}}
+    shown["metadata"] = {"i2sb_check": record}
+    picture = {"output_type": "display_data", "metadata": {}, "data": {"image/png": "", "text/plain": "<F>"}}
+    figure = {"mystnb": {"figure": {"caption": "c", "name": "fig-a"}, "image": {"alt": "a"}}}
+    statement = "# T\n\n```{prf:theorem} Name\n:label: thm-a\n:nonumber:\n$x$\n```\n{cite:t}`liu2023i2sb`"
+    ran = {"cell_type": "code", "source": "x"}
+    text = {"cell_type": "markdown", "metadata": {}, "source": statement}
+    check = ran | {"metadata": {}, "execution_count": 2, "outputs": [shown]}
+    plot = ran | {"metadata": figure, "execution_count": 3, "outputs": [picture]}
+    return {"cells": [first, text, check, plot], "metadata": {"kernelspec": {"name": "python3"}}}
+
+
+def said(text):
+    return lambda c: c[2]["outputs"].append({"output_type": "stream", "name": "stdout", "text": text})
+
+
+FAULTS = [
+    (executed, lambda c: c[3].update(execution_count=None)),
+    (executed, lambda c: c[3].update(execution_count=5)),
+    (quiet, lambda c: said("a warning")(c) or c[2]["outputs"][-1].update(name="stderr")),
+    (readable, said("<generator object f>")),
+    (readable, lambda c: c[2]["outputs"][0]["data"].update({"text/plain": "<Net at 0x7f00>"})),
+    (timeless, said("took 3.1 ms")),
+    (timeless, said("10/10 [00:01, 9.9it/s]")),
+    (bootstrapped, lambda c: c[0].update(source="".join(c[0]["source"]) + "\n")),
+    (bootstrapped, lambda c: c[0].update(source="%pip install torch")),
+    (described, lambda c: c[3]["metadata"]["mystnb"].pop("image")),
+    (described, lambda c: c.append(copy.deepcopy(c[3]))),
+    (bound, lambda c: c[1].update(source=c[1]["source"].replace(":label: thm-a\n", ""))),
+    (bound, lambda c: c[1].update(source=c[1]["source"] + "\n:::{prf:lemma}\n:label: lem-b\n:::")),
+    (bound, lambda c: c[2]["outputs"].clear()),
+    (bound, lambda c: c[2]["outputs"][0]["metadata"]["i2sb_check"].update(claim="thm-z")),
+    (tight, lambda c: c[2]["outputs"][0]["metadata"]["i2sb_check"].update(claim="nelson")),
+    (tight, lambda c: c[2]["outputs"][0]["metadata"]["i2sb_check"].update(measured=0.1)),
+    (cited, lambda c: c[1].update(source=c[1]["source"] + "{cite:p}`liu2023i2sb, nobody1900`")),
+    (portable, lambda c: c[3]["metadata"].update(execution={"iopub.status.busy": "now"})),
+]
+
+
+@pytest.mark.parametrize(("gate", "fault"), FAULTS, ids=[g.__name__ for g, _ in FAULTS])
+def test_the_gate_notices(gate, fault):
+    nb = a_good_notebook()
+    assert [problem for g in GATES for problem in g(nb)] == []
+    fault(nb["cells"])
+    assert list(gate(nb)) != []
+
+
+def test_pages_are_listed_their_citations_exist_and_figure_names_are_unique():
+    listed = re.findall(r"^\s*(?:- file|root):\s*(\S+)", (ROOT / "_toc.yml").read_text(), re.M)
+    files = {f"book/{f.stem}" for f in BOOK.iterdir() if f.suffix in (".ipynb", ".md")}
+    assert len(listed) == len(set(listed))
+    assert {name.removesuffix(".ipynb").removesuffix(".md") for name in listed} == files
+    metas = [c["metadata"].get("mystnb", {}) for nb in NOTEBOOKS.values() for c in nb["cells"]]
+    names = [m["figure"]["name"] for m in metas if "name" in m.get("figure", {})]
+    assert len(names) == len(set(names))
+    pages = [{"cell_type": "markdown", "source": f.read_text()} for f in BOOK.glob("*.md")]
+    assert list(cited({"cells": pages})) == []

@@ -1,0 +1,155 @@
+"""The preconditioned denoiser against the posterior of Gaussian pixels, by regression on draws."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from i2sb_lib.degradations import GaussianBlur
+from i2sb_lib.denoiser import Denoiser, ModelConfig
+
+TINY = ModelConfig(network="unet-tiny")
+TIMES = [0.02, 0.3, 0.7, 1.0]
+
+
+def build(**options):
+    return Denoiser(dataclasses.replace(TINY, **options))
+
+
+def gaussian_pixels(n, moments=TINY.moments):
+    """n independent pixels (x0, x1) of zero mean with the given second moments, float64."""
+    m00, m11, m01 = moments
+    cov = torch.tensor([[m00, m01], [m01, m11]], dtype=torch.float64)
+    z = torch.randn(n, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return (z @ torch.linalg.cholesky(cov).T).T
+
+
+def factors(model, t):
+    return [float(f) for f in model.scalings(torch.tensor(t, dtype=torch.float64))]
+
+
+@pytest.mark.parametrize("cond_x1", [False, True])
+def test_eps_starts_at_x_t_and_inverts_the_paper_s_target(cond_x1):
+    model = build(prediction="eps", cond_x1=cond_x1)
+    x0, x1, noise = torch.rand(3, 2, 3, 8, 8) * 2 - 1
+    t = torch.tensor([0.3, 0.9])
+    xt = model.bridge.q_sample(t, x0, x1, noise)
+    assert torch.equal(model(xt, t, x1), xt)  # the raw network starts at zero
+    target = model.bridge.target(t, x0, xt)
+    model.net = Fixed(target)
+    torch.testing.assert_close(model(xt, t, x1), x0, rtol=0, atol=1e-6)
+    torch.testing.assert_close(model.loss(x0, x1, t, noise), torch.zeros(2), rtol=0, atol=1e-9)
+    model.net = Fixed(0 * target)
+    torch.testing.assert_close(model.loss(x0, x1, t, noise), target.square().flatten(1).mean(1))
+
+
+class Fixed(nn.Module):
+    """A raw network that gives one answer and keeps what it was asked."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, x, t):
+        self.seen = x
+        return self.answer
+
+
+def test_x0_prediction_is_the_raw_network():
+    model, answer = build(prediction="x0"), torch.randn(2, 3, 8, 8)
+    model.net = Fixed(answer)
+    assert torch.equal(model(torch.randn(2, 3, 8, 8), torch.rand(2), torch.zeros(2, 3, 8, 8)), answer)
+
+
+@pytest.mark.parametrize("cond_x1", [False, True])
+@pytest.mark.parametrize("t", TIMES[:3])
+def test_precond_is_the_posterior_of_gaussian_pixels(cond_x1, t):
+    """Mean and deviation of x0 given (x_t, x1), or x_t alone, by the joint covariance restated."""
+    model = build(cond_x1=cond_x1)
+    m00, m11, m01 = TINY.moments
+    joint = torch.tensor([[m00, m01, 0], [m01, m11, 0], [0, 0, 1]], dtype=torch.float64)  # x0, x1, eps
+    share = float(model.bridge.schedule.var_fwd(t)) / model.bridge.schedule.total
+    noise = (model.bridge.schedule.total * share * (1 - share)) ** 0.5
+    see = torch.tensor([[1 - share, share, noise], [0, 1, 0]], dtype=torch.float64)[: 1 + cond_x1]
+    gain = torch.linalg.solve(see @ joint @ see.T, see @ joint[0])
+    var = m00 - gain @ (see @ joint[0])
+    skip_t, skip_1, skip_g, out, in_t, in_1 = factors(model, t)
+    assert skip_t == pytest.approx(float(gain[0]), rel=1e-9)
+    assert skip_1 + skip_g == pytest.approx(float(gain[1]) if cond_x1 else 0, rel=1e-8, abs=1e-12)
+    assert out == pytest.approx(float(var.sqrt()), rel=1e-7)
+    assert in_t == pytest.approx(float((see @ joint @ see.T)[0, 0] ** -0.5), rel=1e-9)
+    assert in_1 == pytest.approx(m11**-0.5 if cond_x1 else 1.0)
+
+
+@pytest.mark.parametrize("cond_x1", [False, True])
+@pytest.mark.parametrize("t", TIMES)
+def test_the_raw_network_s_target_has_unit_variance_and_is_uncorrelated(cond_x1, t):
+    """On 400,000 Gaussian pixels, within five standard errors: the loss at F = 0 is one."""
+    model, n = build(cond_x1=cond_x1), 400_000
+    x0, x1 = gaussian_pixels(n)
+    a, b, c = model.bridge.coefficients(torch.tensor(t, dtype=torch.float64))
+    noise = torch.randn(n, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    xt = a * x0 + b * x1 + c * noise
+    skip_t, skip_1, skip_g, out, in_t, _ = factors(model, t)
+    target = (x0 - skip_t * xt - (skip_1 + skip_g) * x1) / out
+    assert abs(float(target.square().mean()) - 1) < 5 * (2 / n) ** 0.5
+    assert abs(float((in_t * xt).square().mean()) - 1) < 5 * (2 / n) ** 0.5
+    for known in (xt, x1) if cond_x1 else (xt,):
+        assert abs(float((target * known).mean())) < 5 * float(known.std()) / n**0.5
+    images = [v[: 48 * 8000].float().reshape(8, 3, 16, 1000) for v in (x0, x1, noise)]
+    model.net = Fixed(torch.zeros(()))
+    assert abs(float(model.loss(*images[:2], torch.full((8,), t), images[2]).mean()) - 1) < 0.02
+
+
+def test_the_tikhonov_inverse_is_the_guess_and_a_third_input():
+    model = build(tikhonov=1e-3, degradation_options={"sigma": 1.5})
+    x1, xt = torch.rand(2, 2, 3, 16, 16) * 2 - 1
+    g, t = GaussianBlur(7, 1.5).inverse(x1, 1e-3), torch.tensor([0.4, 1.0])
+    model.net = Fixed(torch.zeros_like(x1))
+    s = model.scalings(t[:, None, None, None])
+    want = s.skip_t * xt + s.skip_1 * x1 + s.skip_g * g
+    torch.testing.assert_close(model(xt, t, x1), want, rtol=0, atol=1e-5)
+    parts = torch.cat([s.in_t * xt, s.in_1 * x1, s.in_1 * g], dim=1)
+    torch.testing.assert_close(model.net.seen, parts, rtol=0, atol=1e-5)
+    assert (g - x1).abs().max() > 0.1
+    assert build(tikhonov=1e-3)(xt, t, x1).shape == xt.shape
+    assert build().guess(x1) is x1
+
+
+def test_precond_guess_has_the_posterior_of_x0_given_x_t_x1_and_a_guess():
+    """x0 | g ~ N(rho g, v) times N(x_t; a x0 + b x1, c^2), by quadrature over x0."""
+    model, (m00, m11, m01) = build(tikhonov=1e-3), TINY.moments
+    g, x1, xt, t = 0.4, -0.2, 0.1, 0.5
+    a, b, c = (float(v) for v in model.bridge.coefficients(torch.tensor(t, dtype=torch.float64)))
+    x0 = torch.linspace(-4, 4, 80_001, dtype=torch.float64)
+    prior = (x0 - m01 / m11 * g) ** 2 / (m00 - m01**2 / m11)
+    weight = torch.exp(-(prior + ((xt - a * x0 - b * x1) / c) ** 2) / 2)
+    mean = float((weight * x0).sum() / weight.sum())
+    std = float(((weight * (x0 - mean) ** 2).sum() / weight.sum()).sqrt())
+    skip_t, skip_1, skip_g, out, *_ = factors(model, t)
+    assert skip_t * xt + skip_1 * x1 + skip_g * g == pytest.approx(mean, rel=1e-8)
+    assert out == pytest.approx(std, rel=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prediction": "noise"}, r"prediction in \('precond', 'eps', 'x0'\), got 'noise'"),
+        ({"moments": (0.3, 0.3, 0.3)}, r"moments of two unequal images, got \(0\.3"),
+        ({"moments": (-1.0, 0.3, 0.1)}, "moments of two unequal images"),
+        ({"tikhonov": 0.1, "cond_x1": False}, "tikhonov needs cond_x1 and a separable blur"),
+        ({"tikhonov": 0.1, "degradation": "jpeg"}, r"separable blur, got JPEG\(quality=10\)"),
+        ({"network": "resnet"}, "expected a network among"),
+    ],
+)
+def test_errors(options, message):
+    with pytest.raises(ValueError, match=message):
+        build(**options)
+
+
+def test_a_conditioned_denoiser_needs_x1():
+    xt, t = torch.zeros(2, 3, 8, 8), torch.full((2,), 0.5)
+    for x1 in (None, torch.zeros(1, 3, 8, 8)):
+        with pytest.raises(ValueError, match=r"conditioned on x1: expected x1 of xt's shape"):
+            build()(xt, t, x1)

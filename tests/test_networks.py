@@ -1,0 +1,116 @@
+"""Parameter counts, and that time, precision, memory format and gradients go through."""
+
+import pytest
+import torch
+from torch import nn
+
+from i2sb_lib.networks import create_network, time_features
+
+NAMES = ["cunet", "unet-tiny", "unet-small", "unet-full"]
+every_network = pytest.mark.parametrize("name", NAMES)
+
+
+def awake(name, planes=3):
+    """A network whose zero layers are given weights, so that every path matters."""
+    torch.manual_seed(1)
+    net = create_network(name, planes).eval()
+    for p in net.parameters():
+        if not p.detach().any():
+            nn.init.normal_(p, std=0.05)
+    return net
+
+
+def size(net):
+    return sum(p.numel() for p in net.parameters())
+
+
+def test_the_report_s_network_to_the_parameter():
+    net = create_network("cunet")
+    assert size(net) == 27_318_387
+    assert size(create_network("cunet", 6)) == 27_318_387 + 3 * 80 * 9
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [("unet-tiny", 0.2e6, 0.4e6), ("unet-small", 2.5e6, 3.5e6), ("unet-full", 11e6, 13.5e6)],
+)
+def test_sizes(name, low, high):
+    assert low < size(create_network(name)) < high
+    assert size(create_network(name, 9)) > size(create_network(name))
+
+
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_the_recommended_networks_start_at_zero(name):
+    out = create_network(name)(torch.randn(2, 3, 16, 16), torch.rand(2))
+    assert out.shape == (2, 3, 16, 16)
+    assert not out.any()
+
+
+def test_time_features_are_sines_and_cosines():
+    t = torch.tensor([0.0, 0.25])
+    f = time_features(t, 8).double()
+    rates = 1000 * 10000 ** (-torch.arange(0, 8, 2) / 8).double()
+    angle = 0.25 * rates
+    torch.testing.assert_close(f[1], torch.cat([angle.sin(), angle.cos()]), rtol=0, atol=1e-4)
+    assert f[0].tolist() == [0.0] * 4 + [1.0] * 4
+    assert time_features(t.double(), 8).dtype == torch.float32
+
+
+@every_network
+def test_time_and_image_enter_and_samples_do_not_mix(name):
+    net, x = awake(name), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        base = net(x, torch.tensor([0.2, 0.2]))
+        later = net(x, torch.tensor([0.2, 0.8]))
+        other = net(torch.stack([x[0], -x[1]]), torch.tensor([0.2, 0.2]))
+    scale = base[1].std()
+    assert (later[1] - base[1]).std() > 1e-3 * scale
+    assert (other[1] - base[1]).std() > 1e-3 * scale
+    for changed in (later, other):
+        torch.testing.assert_close(changed[0], base[0], rtol=1e-4, atol=1e-5)
+
+
+@every_network
+def test_memory_format_and_half_precision_agree_with_float32(name):
+    net, x, t = awake(name), torch.randn(1, 3, 32, 48), torch.tensor([0.3])
+    with torch.no_grad():
+        base = net(x, t)
+        last = net.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last), t)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = net(x, t).float()
+    assert base.shape == x.shape
+    torch.testing.assert_close(last, base, rtol=1e-3, atol=1e-4)
+    assert (half - base).norm() < 0.05 * base.norm()  # eight bits of mantissa, some tens of layers
+
+
+@every_network
+def test_gradient_reaches_every_parameter(name):
+    net = awake(name, 6).train()
+    x = torch.randn(2, 6, 32, 32, requires_grad=True)
+    (net(x, torch.tensor([0.1, 0.9])) * torch.randn(2, 3, 32, 32)).sum().backward()
+    dead = [n for n, p in net.named_parameters() if p.grad is None or not p.grad.any()]
+    assert dead == []
+    assert x.grad.flatten(2).any(2).all()  # every plane is used
+
+
+def test_dropout_acts_in_training_alone():
+    net = create_network("unet-tiny", dropout=0.5)
+    for p in net.parameters():
+        nn.init.normal_(p, std=0.1)
+    x, t = torch.randn(1, 3, 8, 8), torch.tensor([0.5])
+    assert not torch.equal(net(x, t), net(x, t))
+    net.eval()
+    assert torch.equal(net(x, t), net(x, t))
+
+
+@pytest.mark.parametrize(("name", "stride"), [("cunet", 16), ("unet-tiny", 4), ("unet-small", 8)])
+def test_errors(name, stride):
+    net = create_network(name)
+    assert net.stride == stride
+    for h, w in ((32, 32 + stride // 2), (32 + stride // 2, 32)):
+        with pytest.raises(ValueError, match=rf"multiples of {stride}, got \({h}, {w}\)"):
+            net(torch.zeros(1, 3, h, w), torch.zeros(1))
+    with pytest.raises(ValueError, match=r"among \['cunet', 'unet-tiny', .*, got 'unet'"):
+        create_network("unet")
+    with pytest.raises(ValueError, match=r"cunet has no dropout, got dropout=0\.1"):
+        create_network("cunet", dropout=0.1)
