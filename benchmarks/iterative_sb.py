@@ -33,7 +33,7 @@ from i2sb_lib.gaussian_mixtures import MixturePair
 from i2sb_lib.samplers import sample
 from i2sb_lib.schedule import Schedule
 
-BETA, STEPS, BATCH, WIDTH, SEEDS = 0.5, 20, 512, 128, (0, 1)
+BETA, STEPS, BATCH, WIDTH = 0.5, 20, 512, 128
 CACHE, REFRESH, HALF = 2048, 200, 400  # dsb: trajectories held, steps between, steps a half-bridge
 
 
@@ -184,11 +184,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("data/runs/iterative-sb"))
     parser.add_argument("--target", type=float, default=0.12)
-    parser.add_argument("--limit", type=float, default=90.0)
+    parser.add_argument("--limit", type=float, default=90.0, help="CPU seconds a run")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     args = parser.parse_args()
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in METHODS}
     context = multiprocessing.get_context("spawn")  # a process a run: its peak memory is its own
-    for seed in SEEDS:
+    for seed in args.seeds:
         for name in METHODS:
             with context.Pool(1) as pool:
                 runs[name].append(pool.apply(measure, (name, seed, args.target, args.limit)))
@@ -207,7 +208,8 @@ def main() -> None:
     record = {
         "device": "cpu, 1 thread",
         "torch": torch.__version__,
-        "seeds": SEEDS,
+        "seeds": args.seeds,
+        "limit": args.limit,
         "target": args.target,
         "settings": {"steps": STEPS, "batch": BATCH, "cache": CACHE, "half_bridge": HALF},
         "runs": runs,

@@ -4,8 +4,6 @@ A checkpoint is a folder with model.json (configuration, shards, the run's recor
 shards of the averaged weights in float16, and, where it is shipped, a README.md: its model card.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

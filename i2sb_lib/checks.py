@@ -1,8 +1,7 @@
 """`check`: how the book binds a claim to a number that was measured."""
 
-from __future__ import annotations
-
 import math
+import sys
 from typing import Any
 
 
@@ -34,23 +33,18 @@ def check(
         raise ValueError(f"check {claim!r}: expected one of at_most, at_least, within, got {bounds}")
     ((sign, bound),) = bounds.items()
     value = float(measured)
-    low, high = {
-        "≤": (-math.inf, at_most),
-        "≥": (at_least, math.inf),
-        "in": within or (0, 0),
-    }[sign]
-    limit = f"[{low:g}, {high:g}]" if sign == "in" else f"{bound:g}"
-    if not (math.isfinite(value) and low <= value <= high):  # type: ignore[operator]
+    low, high = within or (
+        -math.inf if at_least is None else at_least,
+        math.inf if at_most is None else at_most,
+    )
+    limit = f"[{low:g}, {high:g}]" if within else f"{bound:g}"
+    if not (math.isfinite(value) and low <= value <= high):
         raise CheckFailed(f"{claim}: {what or 'measured'} = {value:.6g}, expected {sign} {limit}")
     line = f"✓ {claim}: {what + ' ' if what else ''}{sign} {limit}"
-    try:
-        from IPython.core.getipython import get_ipython
-        from IPython.display import publish_display_data
-    except ImportError:
+    if "IPython" not in sys.modules or sys.modules["IPython"].get_ipython() is None:
         print(line)
         return
-    if get_ipython() is None:
-        print(line)
-        return
+    from IPython.display import publish_display_data
+
     record = {"claim": claim, "what": what, "sign": sign, "limit": bound, "measured": value}
     publish_display_data({"text/plain": line}, metadata={"i2sb_check": record})

@@ -3,8 +3,6 @@
 Exit codes: 0 done, 1 an error told in one sentence on stderr, 2 wrong usage, 130 interrupted.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import json
@@ -20,24 +18,24 @@ import tyro
 from torch import Tensor
 
 from i2sb_lib.checkpoints import DEFAULT, SHIPPED, atomic_write, device_name, load_pretrained
-from i2sb_lib.config import PRESETS, TrainConfig
+from i2sb_lib.config import PRESETS, TrainConfig, create_pair_maker
 from i2sb_lib.data import fingerprint, load_images
-from i2sb_lib.degradations import Degradation, create_degradation
+from i2sb_lib.degradations import create_degradation
 from i2sb_lib.evaluation import MetricUnavailable, evaluate, git_commit
 from i2sb_lib.images import SUFFIXES, open_image, save_image, to_float, to_tensor
 from i2sb_lib.samplers import Sampler
 from i2sb_lib.training import TrainingError, train
 
-Folder = Annotated[Path, tyro.conf.Positional]
+Source = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+Target = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")]
 
 
 def _each_image(source: Path, target: Path, work: Callable[[Tensor], Tensor]) -> None:
     """Run `work` on one image or on every image of a folder; the same names come out."""
     if not source.exists():
         raise ValueError(f"expected an image or a folder at {source}, got nothing there")
-    files = (
-        sorted(f for f in source.rglob("*") if f.suffix.lower() in SUFFIXES) if source.is_dir() else [source]
-    )
+    inside = sorted(f for f in source.rglob("*") if f.suffix.lower() in SUFFIXES)
+    files = inside if source.is_dir() else [source]
     if not files:
         raise ValueError(f"{source}: expected images ({', '.join(SUFFIXES)}), got none")
     failed = 0
@@ -57,23 +55,12 @@ def _each_image(source: Path, target: Path, work: Callable[[Tensor], Tensor]) ->
         raise ValueError(f"{failed} of {len(files)} images could not be read; the others were written")
 
 
-def _degradation(record: dict[str, Any]) -> Degradation:
-    """The degradation that a run was trained on."""
-    config = record["training"]
-    return create_degradation(
-        config["degradation"],
-        noise=config["noise"],
-        quantise=config["quantise"],
-        **config["degradation_options"],
-    )
-
-
 @dataclass
 class Restore:
     """Restore an image, or every image of a folder."""
 
-    source: Folder  # image or folder
-    target: Folder  # image or folder to write
+    source: Source  # image or folder
+    target: Target  # image or folder to write
     checkpoint: str = DEFAULT  # a shipped model, a run's folder or a hub id
     nfe: int = 10  # network calls
     sampler: Sampler = "sde"  # sde is sharpest, ode has the smallest error
@@ -83,7 +70,7 @@ class Restore:
 
     def run(self) -> None:
         model = load_pretrained(self.checkpoint)
-        degrade = _degradation(model.record)
+        degrade = create_pair_maker(model.record["training"])
 
         def work(x: Tensor) -> Tensor:
             x1 = degrade(x, torch.Generator().manual_seed(self.seed)) if self.degrade else x
@@ -97,8 +84,8 @@ class Restore:
 class Degrade:
     """Degrade an image, or every image of a folder."""
 
-    source: Folder  # image or folder
-    target: Folder  # image or folder to write
+    source: Source  # image or folder
+    target: Target  # image or folder to write
     name: str = "blur-gauss"  # which degradation: see i2sb_lib.degradations
     # its options, such as kernel_size 7 sigma 2
     options: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -126,41 +113,35 @@ class Evaluate:
 
     def run(self) -> None:
         model = load_pretrained(self.checkpoint)
-        size = model.record["training"]["size"]
-        clean = load_images(self.data, self.split, size)[: self.limit]
-        x0 = to_float(clean)
-        degrade = _degradation(model.record)
+        training = model.record["training"]
+        clean = load_images(self.data, self.split, training["size"])[: self.limit]
+        x0, degrade = to_float(clean), create_pair_maker(training)
         x1 = degrade(x0, torch.Generator().manual_seed(self.seed))
         rows, sheet = [], [x0[:8], x1[:8]]
-        print(
-            f"{len(x0)} images, {degrade}\n" + "  ".join(f"{h:>9}" for h in ("sampler", "nfe", *self.metrics))
-        )
-        jobs = [("identity", 0), *((s, n) for s in self.samplers for n in self.nfe)]
-        for sampler, nfe in jobs:
+        print(f"{len(x0)} images, {degrade}")
+        print("  ".join(f"{h:>9}" for h in ("sampler", "nfe", *self.metrics)))
+        for sampler, nfe in [("identity", 0), *((s, n) for s in self.samplers for n in self.nfe)]:
             x = model.restore(x1, nfe, sampler, self.seed, progress=True) if nfe else x1  # type: ignore[arg-type]
             result = evaluate(x, x0, self.metrics)
             values = {k: {"value": m.value, "low": m.low, "high": m.high} for k, m in result.items()}
             rows.append({"sampler": sampler, "nfe": nfe, **values})
-            cells = (f"{m.value:9.4f}" for m in result.values())
-            print("  ".join([f"{sampler:>9}", f"{nfe:>9}", *cells]), flush=True)
+            cells = [f"{sampler:>9}", f"{nfe:>9}", *(f"{m.value:9.4f}" for m in result.values())]
+            print("  ".join(cells), flush=True)
             sheet += [x[:8]] if nfe else []
-        if self.out:
-            self._write(Path(self.out), model, rows, sheet, fingerprint(clean), len(x0))
-
-    def _write(self, out: Path, model: Any, rows: Any, sheet: list[Tensor], data: str, n: int) -> None:
+        if self.out is None:
+            return
         content = {
-            "data": {"source": Path(self.data).name, "images": n, "fingerprint": data},
+            "data": {"source": Path(self.data).name, "images": len(x0), "fingerprint": fingerprint(clean)},
             "seed": self.seed,
             "git_commit": git_commit(),
             "device": device_name(next(model.denoiser.parameters()).device),
             "checkpoint": model.record,
             "results": rows,
         }
-        text = json.dumps(content, indent=1) + "\n"
-        atomic_write(out / "metrics.json", lambda p: p.write_text(text))
+        out, history = Path(self.out), model.folder / "history.json"
+        atomic_write(out / "metrics.json", lambda p: p.write_text(json.dumps(content, indent=1) + "\n"))
         save_image(torch.cat([torch.cat(list(r), dim=-1) for r in sheet], dim=-2), out / "restored.png")
-        history = model.folder / "history.json"
-        if history.exists() and history.parent.resolve() != out.resolve():
+        if history.exists() and model.folder.resolve() != out.resolve():
             shutil.copy(history, out / "history.json")
 
 
@@ -169,7 +150,7 @@ class Info:
     """Describe a checkpoint: its card, its model and its run; or list those that are shipped."""
 
     # a shipped model, a run's folder or a hub id
-    checkpoint: Annotated[str | None, tyro.conf.Positional] = None
+    checkpoint: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")] = None
 
     def run(self) -> None:
         if self.checkpoint is None:

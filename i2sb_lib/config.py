@@ -1,7 +1,5 @@
 """The training configuration: its fields are the flags of `i2sb train`, its presets our runs."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json
@@ -9,6 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from i2sb_lib.degradations import Degradation, create_degradation
 from i2sb_lib.denoiser import Prediction
 
 FREE_ON_RESUME = {"out", "minutes", "steps", "save_every", "eval_every", "tensorboard", "progress"}
@@ -66,6 +65,12 @@ PRESETS = {
     "celeba64-deblur-noisy": _full(noise=0.05, tikhonov=2e-2),
     "celeba64-deblur-cunet": _full(network="cunet", cond_x1=False, prediction="eps"),
 }
+
+
+def create_pair_maker(config: dict[str, Any]) -> Degradation:
+    """The degradation x0 -> x1 of a configuration, as it stands in a run's record."""
+    options = config["degradation_options"] | {k: config[k] for k in ("noise", "quantise")}
+    return create_degradation(config["degradation"], **options)
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

@@ -6,8 +6,6 @@ parquet in the hub's format (a file or a folder of shards), or a hub id such as
 resized with Pillow's Lanczos filter, which is antialiased; 64 x 64 images pass unchanged.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import os

@@ -5,19 +5,18 @@ in one draws from the generator it is given. Blur and shrinking act on rows and 
 they are two matrices, H(X) = A_h X A_w^T, and their adjoint and inverse are exact.
 """
 
-from __future__ import annotations
-
 import dataclasses
+import io
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
-from torchvision import io
 
-from i2sb_lib.images import check_images, quantise, to_float, to_uint8
+from i2sb_lib.images import check_images, quantise, to_float, to_tensor, to_uint8
 
 LIMITS: dict[str, tuple[float, float]] = {
     "kernel_size": (1, 255), "sigma": (1e-2, 1e3), "factor": (1, 1024), "fraction": (0, 1), "std": (0, 10),
@@ -197,14 +196,19 @@ class FreeformMask(Degradation):
 
 @dataclass(frozen=True)
 class JPEG(Degradation):
-    """Encode and decode as JPEG at `quality` (1 to 100), 4:2:0 chroma, on the CPU's codec."""
+    """Encode and decode as JPEG at `quality` (1 to 100), 4:2:0 chroma, by Pillow."""
 
     quality: int = 10
 
     def apply(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        files = io.encode_jpeg(list(to_uint8(x).cpu()), quality=self.quality)
-        decoded = [io.decode_jpeg(f, mode=io.ImageReadMode.RGB) for f in files]
-        return to_float(torch.stack(decoded)).to(x)
+        return to_float(torch.stack([self._recode(image) for image in to_uint8(x).cpu()])).to(x)
+
+    def _recode(self, image: Tensor) -> Tensor:
+        file = io.BytesIO()
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(
+            file, "JPEG", quality=self.quality, subsampling=2
+        )
+        return to_tensor(Image.open(file))
 
 
 @dataclass(frozen=True)

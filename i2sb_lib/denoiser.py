@@ -9,8 +9,6 @@ x1 alone: x1 itself when blind, a Tikhonov inverse of the known blur when operat
     precond   each pixel's best affine guess, which F corrects       [after Karras et al. 2022]
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 

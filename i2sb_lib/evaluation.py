@@ -4,8 +4,6 @@ Both batches are rounded to 8 bits, as files would be, and must have one shape: 
 of two sizes, or images in [0, 1] where [-1, 1] is meant, gives a number that means nothing.
 """
 
-from __future__ import annotations
-
 import subprocess
 import warnings
 from collections.abc import Sequence
@@ -47,8 +45,8 @@ def bootstrap(values: Tensor, n: int = 2000, seed: int = 0) -> Metric:
 def _ssim(x: Tensor, y: Tensor) -> Tensor:
     from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
-    parts = zip(x.split(64), y.split(64), strict=True)
-    return torch.cat([ssim(a, b, data_range=2.0, reduction="none").reshape(-1) for a, b in parts])  # type: ignore[union-attr, arg-type]
+    # + 1: its luminance term takes black as 0
+    return ssim(x + 1, y + 1, data_range=2.0, reduction="none").reshape(-1)  # type: ignore[union-attr]
 
 
 def _lpips(x: Tensor, y: Tensor) -> Tensor:
@@ -56,9 +54,7 @@ def _lpips(x: Tensor, y: Tensor) -> Tensor:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it calls torchvision by an old name
-        model = lpips.LPIPS(net="alex", verbose=False).to(x.device).eval()
-    parts = zip(x.split(64), y.split(64), strict=True)
-    return torch.cat([model(a, b).flatten() for a, b in parts])
+        return lpips.LPIPS(net="alex", verbose=False).to(x.device).eval()(x, y).flatten()
 
 
 def _fidelity(x: Tensor, y: Tensor, names: set[str]) -> dict[str, Metric]:
@@ -118,7 +114,8 @@ def evaluate(x0_hat: Tensor, x0: Tensor, metrics: Sequence[str] = ("psnr", "ssim
     x, y = _check_pair(x0_hat, x0)
     per_image = {"psnr": psnr, "ssim": _ssim, "lpips": _lpips}
     try:
-        out = {name: bootstrap(f(x, y)) for name, f in per_image.items() if name in metrics}
+        parts = list(zip(x.split(256), y.split(256), strict=True))
+        out = {k: bootstrap(torch.cat([f(*p) for p in parts])) for k, f in per_image.items() if k in metrics}
         if sets := {"fid", "kid"} & set(metrics):
             out |= _fidelity(x, y, sets)
     except (ImportError, OSError) as error:  # no package, or no weights and no network

@@ -1,7 +1,5 @@
 """Images in one form: float32 (B, 3, H, W) in [-1, 1] in memory, 8 bits in files and data sets."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -3,8 +3,6 @@ r"""Networks F(x, t) for images: the report's `cunet`, and the residual U-Net th
 `create_network` returns an `nn.Module` called as net(x, t) with x (B, planes, H, W) and t (B,).
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from typing import Any

@@ -1,7 +1,5 @@
 """The book's figures: one style, colours that the colour-blind can tell apart, grids of images."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt

@@ -3,8 +3,6 @@ r"""Generation: Algorithm 2 of [Liu 2023] and its faster kin, given a denoiser.
 The contract is one line: `denoise(xt, t) -> x0_hat` with xt (B, *D) and t (B,) in (0, 1].
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal, get_args

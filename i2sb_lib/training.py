@@ -5,8 +5,6 @@ seeded by (seed, k) alone and is drawn for the whole batch, of which each proces
 So a resumed run repeats an unbroken one exactly, and P processes compute what one would.
 """
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import json
@@ -23,9 +21,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from i2sb_lib.checkpoints import atomic_write, auto_precision, device_name, save_pretrained
-from i2sb_lib.config import FREE_ON_RESUME, TrainConfig, config_hash, learning_rate
+from i2sb_lib.config import FREE_ON_RESUME, TrainConfig, config_hash, create_pair_maker, learning_rate
 from i2sb_lib.data import fingerprint, load_images
-from i2sb_lib.degradations import Degradation, create_degradation
+from i2sb_lib.degradations import Degradation
 from i2sb_lib.denoiser import Denoiser, ModelConfig
 from i2sb_lib.images import psnr, save_image, to_float
 from i2sb_lib.samplers import sample
@@ -108,12 +106,7 @@ class Trainer:
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(config.seed))
         images = images[order].to(self.device)
         self.held = images[: config.holdout]
-        self.degrade = create_degradation(
-            config.degradation,
-            noise=config.noise,
-            quantise=config.quantise,
-            **config.degradation_options,
-        )
+        self.degrade = create_pair_maker(dataclasses.asdict(config))
         self.batches = Batches(images[config.holdout :], self.degrade, config)
         torch.manual_seed(config.seed)
         self.model = self._build().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]

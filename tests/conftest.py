@@ -77,9 +77,13 @@ def i2sb():
         env = {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
         command = [sys.executable, *module, *map(str, args)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(command, env=env, **pipes, **options)
+        started.append(subprocess.Popen(command, env=env, **pipes, **options))
+        return started[-1]
 
-    return start
+    started: list[subprocess.Popen] = []
+    yield start
+    for process in started:
+        process.kill()
 
 
 @pytest.fixture(scope="session")

@@ -40,7 +40,9 @@ def texts(nb):
     """What nbval compares: printed lines, and values without a richer form."""
     printed = ["".join(o["text"]) for o in outputs(nb) if o["output_type"] == "stream"]
     data = [
-        o["data"] for o in outputs(nb) if not {"image/png", "text/html"} & set(o.get("data", ["text/html"]))
+        o["data"]
+        for o in outputs(nb)
+        if not {"image/png", "text/html", "text/markdown"} & set(o.get("data", ["text/html"]))
     ]
     return "\n".join(printed + ["".join(d.get("text/plain", "")) for d in data])
 
@@ -51,11 +53,12 @@ def checks(nb):
 
 
 def labels(nb):
-    """(labels of statements, with None for one that has none; labels of every directive)."""
+    """(labels of statements, with None for one that has none; labels of directives and figures)."""
     head = r"\{prf:(?:theorem|proposition|corollary|lemma)\}[^\n]*\n((?:\s*:[\w-]+:[^\n]*\n)*)"
     heads = re.findall(head, prose(nb))
     found = [re.search(r":label:\s*(\S+)", head) for head in heads]
-    return [m and m.group(1) for m in found], set(re.findall(r":label:\s*(\S+)", prose(nb)))
+    figures = {c["metadata"].get("mystnb", {}).get("figure", {}).get("name") for c in nb["cells"]}
+    return [m and m.group(1) for m in found], set(re.findall(r":label:\s*(\S+)", prose(nb))) | figures
 
 
 def executed(nb):
