@@ -29,6 +29,9 @@ import torch
 from torch import Tensor, nn
 
 from i2sb_lib.bridge import Bridge
+from i2sb_lib.config import config_hash
+from i2sb_lib.data import fingerprint
+from i2sb_lib.evaluation import git_commit
 from i2sb_lib.gaussian_mixtures import MixturePair
 from i2sb_lib.samplers import sample
 from i2sb_lib.schedule import Schedule
@@ -205,14 +208,20 @@ def main() -> None:
     }
     for key, values in ratios.items():
         print(f"dsb / i2sb, {key}: " + ", ".join(f"{v:.2f}" for v in values))
+    config = {
+        **{"steps": STEPS, "batch": BATCH, "cache": CACHE, "half_bridge": HALF, "width": WIDTH, "beta": BETA},
+        **{"target": args.target, "limit": args.limit},
+    }
+    points = pairs(task(), 1000, torch.Generator().manual_seed(0))
     record = {
+        "data": {"source": "squeezed ring", "fingerprint": fingerprint(torch.stack(points))},
+        "seed": args.seeds,
+        "git_commit": git_commit(),
         "device": "cpu, 1 thread",
         "torch": torch.__version__,
-        "seeds": args.seeds,
-        "limit": args.limit,
-        "target": args.target,
-        "settings": {"steps": STEPS, "batch": BATCH, "cache": CACHE, "half_bridge": HALF},
-        "runs": runs,
+        "config": config,
+        "config_hash": config_hash(config),
+        "results": runs,
         "ratios": ratios,
     }
     args.out.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 import tyro
+from accelerate import PartialState
 from torch import Tensor
 
 from i2sb_lib.checkpoints import DEFAULT, SHIPPED, atomic_write, device_name, load_pretrained
@@ -178,7 +179,8 @@ class Train:
         result = train(self.config, self.resume)
         done = "finished" if result["finished"] else "stopped, go on with --resume"
         quality = "".join(f", {k} {v}" for k, v in result.items() if k.startswith("psnr"))
-        print(f"{self.config.out}: {done} at step {result['step']} of {self.config.steps}{quality}")
+        if PartialState().is_main_process:
+            print(f"{self.config.out}: {done} at step {result['step']} of {self.config.steps}{quality}")
 
 
 COMMANDS = {"train": Train, "restore": Restore, "degrade": Degrade, "evaluate": Evaluate, "info": Info}

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -83,9 +83,12 @@ class Trainer:
         self.config, self.out = config, Path(config.out)
         if not resume and (self.out / "state.pt").exists():
             raise TrainingError(f"{self.out} holds a run; give --resume to go on, or another --out")
-        device, precision = PartialState().device, str(config.precision)
+        gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+        cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not gpu  # else several CPU processes stay apart
+        device, precision = PartialState(cpu=cpu).device, str(config.precision)
         AcceleratorState._reset_state()  # a second run in this process may choose otherwise
         self.accelerator = Accelerator(
+            cpu=cpu,
             mixed_precision=auto_precision(device) if precision == "auto" else precision,
             log_with="tensorboard" if config.tensorboard else None,
             project_dir=config.out,

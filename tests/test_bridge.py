@@ -153,7 +153,7 @@ def test_indi_step(s, t):
 @given(name=st.sampled_from(list(BRIDGES)), s=st.floats(0, 1), t=inner, eta=st.floats(0, 1))
 def test_step_keeps_every_marginal(name, s, t, eta):
     bridge, (s, t) = BRIDGES[name], sorted((s, t))
-    if t < 1e-3 or t - s < 1e-6:
+    if t < 1e-3 or t - s < 1e-6 or 1 - 1e-6 < t < 1:  # there c_t is too small to divide by
         return
     step = bridge.step(torch.tensor(s, dtype=F64), torch.tensor(t, dtype=F64), eta)
     k0, k1, kt, std = (float(k) for k in step)

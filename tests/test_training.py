@@ -101,9 +101,9 @@ def test_a_killed_process_resumes_to_the_same_bits(tiny, script, i2sb):
 
 def test_two_processes_compute_what_one_does(tiny, script, i2sb):
     one, two = changed(tiny, "one"), changed(tiny, "two")
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", "0"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     process = i2sb(*flags(two), module=[*launch, script])
-    _, said = process.communicate(timeout=300)
+    _, said = process.communicate(timeout=120)
     assert process.returncode == 0, said
     train(one)
     assert json.loads((Path(two.out) / "model.json").read_text())["record"]["processes"] == 2
@@ -185,8 +185,8 @@ def test_learning_rate_warms_up_and_falls_to_zero():
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_takes_a_step(name, tiny):
-    sizes = {k: getattr(tiny, k) for k in ("data", "out", "size", "batch_size", "holdout", "precision")}
-    run = Trainer(dataclasses.replace(PRESETS[name], **sizes, compile=False))
+    sizes = {k: getattr(tiny, k) for k in ("out", "batch_size", "holdout", "precision")}
+    run = Trainer(dataclasses.replace(PRESETS[name], **sizes, data="embedded", size=32, compile=False))
     run.optimise()
     assert 0 < run.log()["loss"] < 100
 
@@ -206,6 +206,6 @@ def test_bf16_is_close_to_float32_and_tensorboard_is_written(tiny):
 
 def test_the_loss_falls_on_the_embedded_photographs(tiny, monkeypatch):
     monkeypatch.setattr(training, "LOG_EVERY", 20)
-    config = changed(tiny, data="embedded", size=32, steps=80, batch_size=8, lr=2e-3, save_every=80)
+    config = changed(tiny, data="embedded", size=32, steps=120, batch_size=8, lr=2e-3, save_every=120)
     train(config)
     assert losses(config)[-1] < 0.8 * losses(config)[0]
