@@ -15,7 +15,7 @@ demo: .venv/ready
 	@mkdir -p runs
 	@test -f $(RUN)/metrics.json || { \
 	  $(BIN)/i2sb train --preset embedded --out $(RUN) $$(test ! -f $(RUN)/state.pt || echo --resume) && \
-	  $(BIN)/i2sb evaluate --checkpoint $(RUN) --data embedded --nfe 1 2 5 --out $(RUN); }
+	  $(BIN)/i2sb evaluate --checkpoint $(RUN) --data embedded --nfe 1 3 --samplers ode --out $(RUN); }
 
 test: .venv/ready
 	$(BIN)/ruff check .
