@@ -1,7 +1,9 @@
 """What every test shares: a private cache, fixed seeds, tiny photographs, one tiny trained run."""
 
+import contextlib
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -77,13 +79,14 @@ def i2sb():
         env = {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
         command = [sys.executable, *module, *map(str, args)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen(command, env=env, **pipes, **options))
+        started.append(subprocess.Popen(command, env=env, start_new_session=True, **pipes, **options))
         return started[-1]
 
     started: list[subprocess.Popen] = []
     yield start
-    for process in started:
-        process.kill()
+    for process in started:  # and whatever it started
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="session")
