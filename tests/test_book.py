@@ -134,6 +134,14 @@ def cited(nb):
         yield f"not in references.bib: {sorted(missing)}"
 
 
+def typeset(nb):
+    """A line that begins with + or - inside a formula makes Markdown see a list, and no formula."""
+    text = re.sub(r"\$\$.*?\$\$", "", prose(nb).replace(r"\$", ""), flags=re.S)
+    parts = re.split(r"\n\s*\n|\n(?= *[-+*>#] )", re.sub(r"`[^`\n]*`", "", text))
+    if broken := [part for part in parts if part.count("$") % 2]:
+        yield f"formulas broken by a list marker: {broken[:3]}"
+
+
 def portable(nb):
     if nb["metadata"].get("kernelspec", {}).get("name") != "python3":
         yield f"kernelspec {nb['metadata'].get('kernelspec')}"
@@ -143,7 +151,7 @@ def portable(nb):
         yield f"{size} bytes"
 
 
-GATES = [executed, quiet, readable, timeless, bootstrapped, described, bound, tight, cited, portable]
+GATES = [executed, quiet, readable, timeless, bootstrapped, described, bound, tight, cited, typeset, portable]
 
 
 @pytest.mark.parametrize("gate", GATES, ids=lambda g: g.__name__)
@@ -195,6 +203,7 @@ FAULTS = [
     (tight, lambda c: c[2]["outputs"][0]["metadata"]["i2sb_check"].update(claim="nelson")),
     (tight, lambda c: c[2]["outputs"][0]["metadata"]["i2sb_check"].update(measured=0.1)),
     (cited, lambda c: c[1].update(source=c[1]["source"] + "{cite:p}`liu2023i2sb, nobody1900`")),
+    (typeset, lambda c: c[1].update(source=c[1]["source"] + "\n$a\n+ b$")),
     (portable, lambda c: c[3]["metadata"].update(execution={"iopub.status.busy": "now"})),
 ]
 
