@@ -6,9 +6,7 @@ shards of the averaged weights in float16, and, where it is shipped, a README.md
 
 import dataclasses
 import json
-import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from i2sb_lib.denoiser import Denoiser, ModelConfig
-from i2sb_lib.images import check_images
+from i2sb_lib.images import atomic_write, check_images
 from i2sb_lib.samplers import Sampler, sample
 
 SHARD_BYTES = 45_000_000
@@ -29,22 +27,11 @@ _PACKAGE = Path(__file__).parent
 SHIPPED = [_PACKAGE / "pretrained", _PACKAGE.parent / "data" / "checkpoints"]  # installed, or a clone
 
 
-def atomic_write(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a temporary file beside `path`, then move it there in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def auto_precision(device: torch.device) -> str:
     """What this hardware computes in: "bf16", "fp16" on GPUs without it (T4), "no" for float32."""
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"
+    return "bf16" if getattr(torch.cpu, "_is_avx512_bf16_supported", bool)() else "no"
 
 
 def device_name(device: torch.device) -> str:

@@ -18,12 +18,12 @@ import tyro
 from accelerate import PartialState
 from torch import Tensor
 
-from i2sb_lib.checkpoints import DEFAULT, SHIPPED, atomic_write, device_name, load_pretrained
+from i2sb_lib.checkpoints import DEFAULT, SHIPPED, device_name, load_pretrained
 from i2sb_lib.config import PRESETS, TrainConfig, create_pair_maker
 from i2sb_lib.data import fingerprint, load_images
 from i2sb_lib.degradations import create_degradation
 from i2sb_lib.evaluation import MetricUnavailable, evaluate, git_commit
-from i2sb_lib.images import SUFFIXES, open_image, save_image, to_float, to_tensor
+from i2sb_lib.images import SUFFIXES, atomic_write, open_image, save_image, to_float, to_tensor
 from i2sb_lib.samplers import Sampler
 from i2sb_lib.training import TrainingError, train
 

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from i2sb_lib.images import SUFFIXES, open_image, to_tensor
+from i2sb_lib.images import SUFFIXES, atomic_write, open_image, to_tensor
 
 EMBEDDED_TRAIN = ("chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg", "china.jpg")
 EMBEDDED_TEST = ("astronaut.png", "flower.jpg")  # whole photographs held out, not crops of others
@@ -187,10 +187,7 @@ def load_images(source: str, split: str | None = None, size: int = 64, progress:
         raise ValueError(f"{source}: expected images ({', '.join(SUFFIXES)}), got none")
     stacked = torch.stack(pixels)
     if files:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        partial = cached.with_suffix(f".{os.getpid()}.tmp")
-        save_file({"images": stacked}, partial)
-        os.replace(partial, cached)
+        atomic_write(cached, lambda path: save_file({"images": stacked}, path))
     return stacked
 
 

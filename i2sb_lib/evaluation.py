@@ -7,6 +7,7 @@ of two sizes, or images in [0, 1] where [-1, 1] is meant, gives a number that me
 import subprocess
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,11 +43,16 @@ def bootstrap(values: Tensor, n: int = 2000, seed: int = 0) -> Metric:
     return Metric(float(values.mean()), low, high, values)
 
 
+def _batched(metric: Any, x: Tensor, y: Tensor) -> Tensor:
+    parts = zip(x.split(256), y.split(256), strict=True)
+    return torch.cat([metric(a, b).reshape(-1) for a, b in parts])
+
+
 def _ssim(x: Tensor, y: Tensor) -> Tensor:
     from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
     # + 1: its luminance term takes black as 0
-    return ssim(x + 1, y + 1, data_range=2.0, reduction="none").reshape(-1)  # type: ignore[union-attr]
+    return _batched(partial(ssim, data_range=2.0, reduction="none"), x + 1, y + 1)
 
 
 def _lpips(x: Tensor, y: Tensor) -> Tensor:
@@ -54,7 +60,7 @@ def _lpips(x: Tensor, y: Tensor) -> Tensor:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it calls torchvision by an old name
-        return lpips.LPIPS(net="alex", verbose=False).to(x.device).eval()(x, y).flatten()
+        return _batched(lpips.LPIPS(net="alex", verbose=False).to(x.device).eval(), x, y)
 
 
 def _fidelity(x: Tensor, y: Tensor, names: set[str]) -> dict[str, Metric]:
@@ -79,13 +85,8 @@ def _fidelity(x: Tensor, y: Tensor, names: set[str]) -> dict[str, Metric]:
             cuda=torch.cuda.is_available(),
             verbose=False,
         )
-    out = {}
-    if "fid" in names:
-        out["fid"] = Metric(*[result["frechet_inception_distance"]] * 3)
-    if "kid" in names:
-        mean, half = (result[f"kernel_inception_distance_{k}"] for k in ("mean", "std"))
-        out["kid"] = Metric(mean, mean - 1.96 * half, mean + 1.96 * half)
-    return out
+    keys = {"fid": "frechet_inception_distance", "kid": "kernel_inception_distance_mean"}
+    return {name: Metric(*[result[keys[name]]] * 3) for name in names}
 
 
 def _check_pair(x0_hat: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,7 +106,7 @@ def evaluate(x0_hat: Tensor, x0: Tensor, metrics: Sequence[str] = ("psnr", "ssim
     """Compare restored with clean images, both float (N, 3, H, W) in [-1, 1] and of one size.
 
     psnr (dB, higher is better), ssim (torchmetrics, higher), lpips (AlexNet, lower) are means over
-    images with a bootstrap interval; fid and kid (torch-fidelity, lower) compare the two sets.
+    images with a bootstrap interval; fid and kid (torch-fidelity, lower) compare the two sets, without one.
     Raises ValueError for unknown metrics and for images of another range or of two sizes, and
     MetricUnavailable where weights cannot be loaded or downloaded.
     """
@@ -114,8 +115,7 @@ def evaluate(x0_hat: Tensor, x0: Tensor, metrics: Sequence[str] = ("psnr", "ssim
     x, y = _check_pair(x0_hat, x0)
     per_image = {"psnr": psnr, "ssim": _ssim, "lpips": _lpips}
     try:
-        parts = list(zip(x.split(256), y.split(256), strict=True))
-        out = {k: bootstrap(torch.cat([f(*p) for p in parts])) for k, f in per_image.items() if k in metrics}
+        out = {name: bootstrap(f(x, y)) for name, f in per_image.items() if name in metrics}
         if sets := {"fid", "kid"} & set(metrics):
             out |= _fidelity(x, y, sets)
     except (ImportError, OSError) as error:  # no package, or no weights and no network

@@ -1,7 +1,9 @@
 """Images in one form: float32 (B, 3, H, W) in [-1, 1] in memory, 8 bits in files and data sets."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,13 +74,19 @@ def to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
+def atomic_write(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` fill a temporary file beside `path`, then move it there in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        write(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def save_image(x: Tensor, path: str | Path) -> None:
     """Write one (3, H, W) image, uint8 or float in [-1, 1]; the file appears whole or not at all."""
     path = Path(path)
     x = x if x.dtype == torch.uint8 else to_uint8(x)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
-    try:
-        Image.fromarray(x.permute(1, 2, 0).cpu().numpy()).save(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    atomic_write(path, Image.fromarray(x.permute(1, 2, 0).cpu().numpy()).save)

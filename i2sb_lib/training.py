@@ -20,12 +20,12 @@ from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from i2sb_lib.checkpoints import atomic_write, auto_precision, device_name, save_pretrained
+from i2sb_lib.checkpoints import auto_precision, device_name, save_pretrained
 from i2sb_lib.config import FREE_ON_RESUME, TrainConfig, config_hash, create_pair_maker, learning_rate
 from i2sb_lib.data import fingerprint, load_images
 from i2sb_lib.degradations import Degradation
 from i2sb_lib.denoiser import Denoiser, ModelConfig
-from i2sb_lib.images import psnr, save_image, to_float
+from i2sb_lib.images import atomic_write, psnr, save_image, to_float
 from i2sb_lib.samplers import sample
 
 LOG_EVERY = 50

@@ -25,6 +25,9 @@ LEDGER = {
 }  # fmt: skip
 
 
+LEAST = {"schrodinger-pdes": 1.9, "blur-invertible": 100}  # and the same for the largest lower bound
+
+
 def code(nb):
     return [c for c in nb["cells"] if c["cell_type"] == "code" and "".join(c["source"]).strip()]
 
@@ -121,6 +124,10 @@ def tight(nb):
         limits = [c["limit"] for c in checks(nb) if c["claim"] == claim and c["sign"] == "≤"]
         if most is not None and limits and min(limits) > most:
             yield f"{claim}: the design asks for {most}, the chapter for {min(limits)}"
+    for claim, least in LEAST.items():
+        limits = [c["limit"] for c in checks(nb) if c["claim"] == claim and c["sign"] == "≥"]
+        if limits and max(limits) < least:
+            yield f"{claim}: the design asks for {least}, the chapter for {max(limits)}"
     for c in checks(nb):
         low, high = {"≤": (-1e99, c["limit"]), "≥": (c["limit"], 1e99)}.get(c["sign"], c["limit"])
         if not low <= c["measured"] <= high:
@@ -202,6 +209,12 @@ FAULTS = [
     (bound, lambda c: c[2]["outputs"][0]["metadata"]["i2sb_check"].update(claim="thm-z")),
     (tight, lambda c: c[2]["outputs"][0]["metadata"]["i2sb_check"].update(claim="nelson")),
     (tight, lambda c: c[2]["outputs"][0]["metadata"]["i2sb_check"].update(measured=0.1)),
+    (
+        tight,
+        lambda c: c[2]["outputs"][0]["metadata"]["i2sb_check"].update(
+            claim="schrodinger-pdes", sign="≥", limit=1.5, measured=2
+        ),
+    ),
     (cited, lambda c: c[1].update(source=c[1]["source"] + "{cite:p}`liu2023i2sb, nobody1900`")),
     (typeset, lambda c: c[1].update(source=c[1]["source"] + "\n$a\n+ b$")),
     (portable, lambda c: c[3]["metadata"].update(execution={"iopub.status.busy": "now"})),

@@ -181,7 +181,7 @@ class TestCache:
             patch.setattr(data, "save_file", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 load_images(photos, size=16)
-        assert not list((tmp_path / "cache").glob("*.safetensors"))  # at most a stale .tmp
+        assert not list((tmp_path / "cache").glob("[!.]*.safetensors"))  # at most a stale .tmp
         assert len(load_images(photos, size=16)) == 24
         assert len(decoded) == 48
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import ROOT
 
 from i2sb_lib.config import config_hash
@@ -94,7 +95,6 @@ def test_the_library_is_thin():
 
 def requirements() -> tuple[set[str], set[str]]:
     """(what pyproject.toml requires, extras included; what environment.yml installs)."""
-    yaml = pytest.importorskip("yaml")
     text = (ROOT / "pyproject.toml").read_text()  # tomllib is newer than the oldest Python supported
     base, extras = text.split("\ndependencies")[1], text.split("[project.optional-dependencies]")[1]
     lists = re.findall(r"= (\[.*?\])\n", base.split("\n[")[0] + extras.split("\n[")[0] + "\n", re.S)
