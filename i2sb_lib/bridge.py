@@ -8,6 +8,7 @@ Every bridge here is an interpolant x_t = a_t x0 + b_t x1 + c_t eps, eps ~ N(0, 
 [Delbracio & Milanfar 2023] and variance-preserving DDBM [Zhou et al. 2024] are other coefficients.
 For all of them the Gaussian reverse kernel is x_s = a_s x0 + b_s x1 + r (x_t - a_t x0 - b_t x1) + noise.
 With r = b_s / b_t the degraded image drops out: that is the Markov (DDPM) kernel of Algorithm 2.
+Diffusion from noise is the case b = 0, the baseline of every bridge.
 """
 
 from __future__ import annotations
@@ -84,6 +85,18 @@ class Bridge:
 
         return cls(Schedule.constant(), coefficients)
 
+    @classmethod
+    def diffusion(cls) -> Bridge:
+        """No bridge but a diffusion, x_t = cos(pi t / 2) x0 + sin(pi t / 2) eps: x_1 is pure noise.
+
+        eta = 1 is then DDPM's kernel and eta = 0 DDIM's.   [Ho et al. 2020; Song et al. 2021a]
+        """
+
+        def coefficients(t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return torch.sin(math.pi / 2 * (1 - t)), torch.zeros_like(t), torch.sin(math.pi / 2 * t)
+
+        return cls(Schedule.constant(), coefficients)
+
     def q_mean_var(self, t: Tensor | float, x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of the posterior q(x_t | x0, x1).   [Liu 2023, Prop. 3.3, eq. 11]
 
@@ -104,12 +117,13 @@ class Bridge:
         """Coefficients of the reverse kernel from t to s < t that keeps every marginal q(x_s | x0, x1).
 
         eta = 1: Markov, r = b_s / b_t, free of x1                       [Liu 2023, eq. 4]
+                 (where b = 0, r = a_t c_s^2 / (a_s c_t^2))              [Ho et al. 2020, eq. 7]
         eta = 0: the noise in x_t is carried on, none is added, r = c_s / c_t   [DBIM, Zheng et al. 2025]
         Between: the added standard deviation is eta times the Markov one. Where x_t has no noise to
         carry (c_t = 0, as at t = 1) all agree. s, t: tensors of one shape, 0 <= s < t <= 1.
         """
         (a_s, b_s, c_s), (a_t, b_t, c_t) = self.coefficients(s), self.coefficients(t)
-        markov = b_s / b_t
+        markov = torch.where(b_t > 0, b_s / b_t, a_t * c_s**2 / (a_s * c_t**2))
         std = (c_s**2 - (markov * c_t) ** 2).clamp(min=0).sqrt()
         if eta == 1.0:
             return Step(a_s - markov * a_t, torch.zeros_like(markov), markov, std)

@@ -86,6 +86,8 @@ class Pretrained:
         bfloat16 where it has that, and the result is on x1's. Raises ValueError for other input.
         """
         check_images(x1, "restore")
+        if self.denoiser.config.process == "regression" and nfe != 1:
+            raise ValueError(f"a regression restores in one network call, got nfe={nfe}")
         device = next(self.denoiser.parameters()).device
         height, width = x1.shape[-2:]
         stride: int = self.denoiser.net.stride  # type: ignore[assignment]

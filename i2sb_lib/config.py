@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from i2sb_lib.degradations import Degradation, create_degradation
-from i2sb_lib.denoiser import Prediction
+from i2sb_lib.denoiser import Prediction, Process
 
 FREE_ON_RESUME = {"out", "minutes", "steps", "save_every", "eval_every", "tensorboard", "progress"}
 
@@ -26,6 +26,7 @@ class TrainConfig:
     noise: float = 0.0  # standard deviation of noise added to x1, on the [0, 1] scale
     quantise: bool = True  # round x1 to 8 bits, as a file would
     network: str = "unet-small"  # cunet, unet-tiny, unet-small or unet-full
+    process: Process = "bridge"  # or the baselines regression (t = 1 alone) and diffusion from noise
     cond_x1: bool = True  # show x1 to the network at every t
     # also show it the Tikhonov inverse of the blur with this weight (operator-aware); 0: blind
     tikhonov: float = 0.0

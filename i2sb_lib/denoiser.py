@@ -21,6 +21,7 @@ from i2sb_lib.networks import create_network
 from i2sb_lib.schedule import Schedule
 
 Prediction = Literal["precond", "eps", "x0"]
+Process = Literal["bridge", "regression", "diffusion"]
 
 
 class Scalings(NamedTuple):
@@ -38,12 +39,15 @@ class Scalings(NamedTuple):
 class ModelConfig:
     """What is needed to build a denoiser, and nothing about how it was trained.
 
+    process: the I2SB bridge, or what it is compared with: regression of x0 on x1 (the bridge at t = 1
+    alone) or diffusion from noise given x1.
     tikhonov: weight lam of the Tikhonov inverse of `degradation` that is the guess g; 0 is blind.
     moments: (mean x0^2, mean g^2, mean x0 g) over pixels of the training pairs in [-1, 1], g = x1
     where the denoiser is not conditioned; the defaults are those of blurred CelebA faces.
     """
 
     network: str = "unet-small"
+    process: Process = "bridge"
     cond_x1: bool = True
     prediction: Prediction = "precond"
     beta_min: float = 0.1
@@ -66,11 +70,17 @@ class Denoiser(nn.Module):
         super().__init__()
         if config.prediction not in get_args(Prediction):
             raise ValueError(f"expected prediction in {get_args(Prediction)}, got {config.prediction!r}")
+        if config.process not in get_args(Process):
+            raise ValueError(f"expected process in {get_args(Process)}, got {config.process!r}")
+        diffusion = config.process == "diffusion"
+        if diffusion and not (config.cond_x1 and config.prediction != "eps"):
+            raise ValueError("a diffusion needs cond_x1 and prediction precond or x0 (eps is the bridge's)")
         m00, m11, m01 = config.moments
         if not (m00 > 0 and m11 > 0 and m01**2 < m00 * m11):
             raise ValueError(f"expected moments of two unequal images, got {config.moments}")
         self.config = config
-        self.bridge = Bridge(Schedule.symmetric(config.beta_max, config.beta_min))
+        schedule = Schedule.symmetric(config.beta_max, config.beta_min)
+        self.bridge = Bridge.diffusion() if diffusion else Bridge(schedule)
         self.operator = create_degradation(config.degradation, **config.degradation_options)
         if config.tikhonov and not (config.cond_x1 and isinstance(self.operator, Separable)):
             raise ValueError(f"tikhonov needs cond_x1 and a separable blur, got {self.operator}")
@@ -88,7 +98,8 @@ class Denoiser(nn.Module):
         """The factors at times t, any shape.
 
         precond with `cond_x1`: pixelwise x0 | g ~ N(rho g, v), and x_t given x0, x1 make
-        1 / out^2 = 1 / v + a_t / sigma_t^2, the posterior's precision; its mean is the skip.
+        1 / out^2 = 1 / v + a_t^2 / c_t^2, the posterior's precision; its mean is the skip. On the
+        bridge c_t^2 / a_t = sigma_t^2.
         Without: the regression of x0 on x_t alone, out^2 its residual variance.
         """
         var, one, zero = self.bridge.schedule.var_fwd(t), torch.ones_like(t), torch.zeros_like(t)
@@ -103,6 +114,8 @@ class Denoiser(nn.Module):
             out = (m00 - skip_t * (a * m00 + b * m01)).clamp(min=1e-8).sqrt()
             return Scalings(skip_t, zero, zero, out, power.rsqrt(), 1.0)
         rho, v = m01 / m11, m00 - m01**2 / m11
+        if self.config.process == "diffusion":
+            var = c**2 / a.clamp(min=1e-9)
         skip_t, skip_g = v / (var + v * a), rho * var / (var + v * a)
         return Scalings(skip_t, -b * skip_t, skip_g, (var * skip_t).sqrt(), power.rsqrt(), m11**-0.5)
 

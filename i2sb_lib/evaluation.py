@@ -6,7 +6,7 @@ of two sizes, or images in [0, 1] where [-1, 1] is meant, gives a number that me
 
 import subprocess
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -121,6 +121,58 @@ def evaluate(x0_hat: Tensor, x0: Tensor, metrics: Sequence[str] = ("psnr", "ssim
     except (ImportError, OSError) as error:  # no package, or no weights and no network
         raise MetricUnavailable(f"{', '.join(metrics)}: a metric cannot be loaded ({error})") from error
     return {name: out[name] for name in metrics}
+
+
+@torch.no_grad()
+def consistency(x0_hat: Tensor, x1: Tensor, operator: Callable[[Tensor], Tensor]) -> Metric:
+    """|H x0_hat - x1|, root mean square over an image in grey levels of 255, lower is better.
+
+    x0_hat is rounded to 8 bits first. Zero says that the restoration explains what was seen, not
+    that it is right; with x1 rounded, the clean image itself has 12^-1/2 = 0.29.
+    """
+    x, y = _check_pair(x0_hat, x1)
+    return bootstrap(127.5 * (operator(x) - y).square().flatten(1).mean(1).sqrt())
+
+
+class Calibration(NamedTuple):
+    """What S restorations of each image say about their own error.
+
+    spread: standard deviation over the samples, error: of their mean, both root mean squares in
+    grey levels. ratio: spread (1 + 1/S)^1/2 / error, one where the truth is as another sample,
+    below one where the samples are too sure. ranks: (S + 1,) share of pixels whose true value has
+    that many samples below it, uniform where it is. diversity: mean LPIPS between two samples.
+    """
+
+    spread: float
+    error: float
+    ratio: float
+    ranks: Tensor
+    diversity: float | None = None
+
+
+@torch.no_grad()
+def calibration(samples: Tensor, x0: Tensor, lpips: bool = False) -> Calibration:
+    """Compare samples (S, N, 3, H, W) of p(x0 | x1), S >= 2, with the truth x0 (N, 3, H, W).
+
+    After [Gneiting et al. 2007]. Raises ValueError for other shapes or ranges, and
+    MetricUnavailable where LPIPS is asked for and cannot be loaded.
+    """
+    if samples.ndim != 5 or len(samples) < 2 or samples.shape[1:] != x0.shape:
+        raise ValueError(
+            f"expected samples (S >= 2, *{tuple(x0.shape)}) of x0's shape, got {tuple(samples.shape)}"
+        )
+    for one in samples:
+        _check_pair(one, x0)
+    count = len(samples)
+    spread = float(127.5 * samples.double().var(0).mean().sqrt())
+    error = float(127.5 * (samples.double().mean(0) - x0).square().mean().sqrt())
+    ranks = torch.bincount((samples < x0).sum(0).flatten(), minlength=count + 1) / x0.numel()
+    diversity = None
+    if lpips:
+        pairs = [(i, j) for i in range(count) for j in range(i)]
+        found = [evaluate(samples[i], samples[j], ["lpips"])["lpips"].value for i, j in pairs]
+        diversity = sum(found) / len(found)
+    return Calibration(spread, error, spread * (1 + 1 / count) ** 0.5 / error, ranks, diversity)
 
 
 def git_commit() -> str | None:

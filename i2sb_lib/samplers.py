@@ -70,6 +70,8 @@ def sample(
     """
     if sampler not in get_args(Sampler):
         raise ValueError(f"expected sampler in {get_args(Sampler)}, got {sampler!r}")
+    if sampler == "ode" and not float(bridge.coefficients(torch.ones(()))[1]):
+        raise ValueError("ode is the limit of a bridge from x1: for a diffusion take sde or dbim (DDIM)")
     times = check_grid(bridge.schedule.grid(nfe) if times is None else times)
     # all coefficients at once, on the CPU in float64: no device is waited for inside the loop
     step = bridge.step(times[1:], times[:-1], eta=0.0 if sampler == "dbim" else 1.0)
@@ -81,9 +83,9 @@ def sample(
         return torch.randn(x1.shape, generator=generator, device=x1.device, dtype=x1.dtype)
 
     xt, out = x1, Samples(x1, 0, times)
-    start = float(bridge.coefficients(times[:1])[2])  # I2SB starts at x1 itself, InDI may not
-    if start > 0:
-        xt = xt + start * noise()
+    _, mean, start = (float(c) for c in bridge.coefficients(times[:1]))
+    if start > 0:  # I2SB starts at x1 itself, noisy InDI beside it, a diffusion at noise
+        xt = mean * x1 + start * noise()
     if keep:
         out.trajectory.append(xt)
     steps, precision = range(len(k0)), torch.promote_types(x1.dtype, torch.float32)

@@ -62,6 +62,8 @@ class Batches:
         x0 = torch.where(flip.reshape(-1, 1, 1, 1) < 0.5, x0.flip(-1), x0)
         x1 = self.degrade(x0, generator)
         t = 1 - (torch.arange(size, device=device) + u) / size * (1 - 1e-3)
+        if self.config.process == "regression":
+            t = torch.ones_like(t)
         return x0, x1, t, torch.randn(x0.shape, generator=generator, device=device)
 
 
@@ -245,7 +247,7 @@ class Trainer:
         generator = torch.Generator(x0.device).manual_seed(self.config.seed)
         x1 = self.degrade(x0, generator)
         rows, result = [x0, x1], {"step": float(self.step)}
-        for n in (1, nfe):
+        for n in (1,) if self.config.process == "regression" else (1, nfe):
             with self.accelerator.autocast():
                 restored = sample(
                     lambda xt, t: self.ema(xt, t, x1), self.ema.bridge, x1, n, generator=generator

@@ -20,6 +20,7 @@ I2SB = {
     "paper": Bridge(Schedule.from_betas(symmetric_betas(1000))),
 }
 BRIDGES = I2SB | {"indi": Bridge.indi(), "noisy-indi": Bridge.indi(0.3), "ddbm-vp": Bridge.ddbm_vp()}
+BRIDGES["diffusion"] = Bridge.diffusion()
 every_bridge = pytest.mark.parametrize("bridge", BRIDGES.values(), ids=BRIDGES)
 inner = st.floats(1e-3, 1)
 
@@ -38,10 +39,12 @@ def scalars(bridge, t):
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 def test_ends_are_exact(bridge, dtype):
     x0, x1 = torch.randn(2, 5, 3, 4, 4, dtype=dtype)
+    if bridge is BRIDGES["diffusion"]:  # it ends at noise, not at x1
+        x1 = torch.zeros_like(x1)
     for t, end in ((0.0, x0), (torch.zeros(5), x0), (1.0, x1), (torch.ones(5), x1)):
         mean, var = bridge.q_mean_var(t, x0, x1)
         assert torch.equal(mean, end)
-        if bridge is not BRIDGES["noisy-indi"] or end is x0:
+        if bridge not in (BRIDGES["noisy-indi"], BRIDGES["diffusion"]) or end is x0:
             assert not var.any()
             assert torch.equal(bridge.q_sample(t, x0, x1), end)
 
@@ -128,9 +131,10 @@ def test_published_discretisation(n):
 
 @pytest.mark.parametrize("t", [0.0, 0.13, 0.5, 0.9, 1.0])
 def test_restated_special_cases(t):
-    """Brownian bridge; InDI; DDBM-VP from its alpha_t, sigma_t and signal-to-noise ratios."""
+    """Brownian bridge; InDI; cosine diffusion; DDBM-VP from alpha_t, sigma_t and their SNRs."""
     close(list(scalars(I2SB["brownian"], t)), [1 - t, t, math.sqrt(0.8 * t * (1 - t))])
     close(list(scalars(BRIDGES["noisy-indi"], t)), [1 - t, t, 0.3 * t])
+    close(list(scalars(BRIDGES["diffusion"], t)), [math.cos(math.pi * t / 2), 0, math.sin(math.pi * t / 2)])
 
     def reference(t):
         alpha = math.exp(-quad(lambda u: 0.1 + u * (2.0 - 0.1), 0, t)[0] / 2)
@@ -147,6 +151,18 @@ def test_indi_step(s, t):
     """Delbracio & Milanfar's update: x_s = (s / t) x_t + (1 - s / t) x0_hat, no noise added."""
     k0, k1, kt, std = BRIDGES["indi"].step(torch.tensor(s, dtype=F64), torch.tensor(t, dtype=F64))
     close([float(k) for k in (k0, k1, kt, std)], [1 - s / t, 0, s / t, 0])
+
+
+@pytest.mark.parametrize(("s", "t"), [(0.0, 0.4), (0.3, 0.4), (0.25, 1.0)])
+def test_diffusion_steps_are_those_of_ddpm_and_ddim(s, t):
+    """From alpha_bar = a^2, as their papers write them [Ho et al. 2020, eq. 7; Song et al. 2021, eq. 12]."""
+    bridge, ends = BRIDGES["diffusion"], (torch.tensor(s, dtype=F64), torch.tensor(t, dtype=F64))
+    at, prev = math.cos(math.pi * t / 2) ** 2, math.cos(math.pi * s / 2) ** 2
+    alpha = at / prev
+    want = [prev**0.5 * (1 - alpha) / (1 - at), 0, alpha**0.5 * (1 - prev) / (1 - at)]
+    close([float(k) for k in bridge.step(*ends)], [*want, ((1 - alpha) * (1 - prev) / (1 - at)) ** 0.5])
+    ratio = ((1 - prev) / (1 - at)) ** 0.5
+    close([float(k) for k in bridge.step(*ends, 0.0)], [prev**0.5 - ratio * at**0.5, 0, ratio, 0])
 
 
 @settings(max_examples=150, deadline=None)

@@ -82,11 +82,11 @@ def test_precond_is_the_posterior_of_gaussian_pixels(cond_x1, t):
     assert in_1 == pytest.approx(m11**-0.5 if cond_x1 else 1.0)
 
 
-@pytest.mark.parametrize("cond_x1", [False, True])
+@pytest.mark.parametrize(("process", "cond_x1"), [("bridge", False), ("bridge", True), ("diffusion", True)])
 @pytest.mark.parametrize("t", TIMES)
-def test_the_raw_network_s_target_has_unit_variance_and_is_uncorrelated(cond_x1, t):
+def test_the_raw_network_s_target_has_unit_variance_and_is_uncorrelated(process, cond_x1, t):
     """On 400,000 Gaussian pixels, within five standard errors: the loss at F = 0 is one."""
-    model, n = build(cond_x1=cond_x1), 400_000
+    model, n = build(process=process, cond_x1=cond_x1), 400_000
     x0, x1 = gaussian_pixels(n)
     a, b, c = model.bridge.coefficients(torch.tensor(t, dtype=torch.float64))
     noise = torch.randn(n, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -141,6 +141,9 @@ def test_precond_guess_has_the_posterior_of_x0_given_x_t_x1_and_a_guess():
         ({"tikhonov": 0.1, "cond_x1": False}, "tikhonov needs cond_x1 and a separable blur"),
         ({"tikhonov": 0.1, "degradation": "jpeg"}, r"separable blur, got JPEG\(quality=10\)"),
         ({"network": "resnet"}, "expected a network among"),
+        ({"process": "flow"}, r"process in \('bridge', 'regression', 'diffusion'\), got 'flow'"),
+        ({"process": "diffusion", "cond_x1": False}, "a diffusion needs cond_x1"),
+        ({"process": "diffusion", "prediction": "eps"}, "eps is the bridge's"),
     ],
 )
 def test_errors(options, message):

@@ -8,7 +8,15 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from i2sb_lib.data import cache_dir
-from i2sb_lib.evaluation import MetricUnavailable, bootstrap, evaluate, git_commit
+from i2sb_lib.degradations import create_degradation
+from i2sb_lib.evaluation import (
+    MetricUnavailable,
+    bootstrap,
+    calibration,
+    consistency,
+    evaluate,
+    git_commit,
+)
 from i2sb_lib.images import to_float, to_uint8
 
 
@@ -130,3 +138,48 @@ def test_missing_weights_without_a_network_are_one_sentence(pair, metric, tmp_pa
 
 def test_a_commit_is_a_hash_or_none():
     assert git_commit() is None or len(git_commit()) == 40
+
+
+def test_consistency_is_in_grey_levels_and_sees_what_the_operator_sees(pair):
+    x0 = to_float(to_uint8(pair[1]))
+    blur = create_degradation("blur-gauss")
+    rounded = create_degradation("blur-gauss", quantise=True)(x0)
+    assert consistency(x0, rounded, blur).value == pytest.approx(12**-0.5, rel=0.03)
+    shifted = (x0 * 0.8 + 3 / 127.5).clamp(-1, 1)  # the blur has unit gain: three levels stay three
+    assert consistency(shifted, blur(x0 * 0.8), blur).value == pytest.approx(3, abs=0.3)
+    with pytest.raises(ValueError, match="one shape"):
+        consistency(x0, x0[..., :32], blur)
+
+
+@pytest.mark.parametrize(("scale", "bias"), [(1.0, 0.0), (0.5, 0.0), (2.0, 0.0), (1.0, 0.1)])
+def test_calibration_knows_samples_of_the_truth_s_own_law(scale, bias):
+    """Truth and samples drawn about the same centre; 73,728 pixels make bands of five errors narrow."""
+    g, s = torch.Generator().manual_seed(0), 5
+    centre = torch.rand(6, 3, 64, 64, generator=g) - 0.5
+    x0 = centre + 0.05 * torch.randn(centre.shape, generator=g)
+    samples = centre + bias + 0.05 * scale * torch.randn(s, *centre.shape, generator=g)
+    found = calibration(samples, x0)
+    assert found.spread == pytest.approx(127.5 * 0.05 * scale, rel=0.01)
+    error = 127.5 * (0.05**2 * (1 + scale**2 / s) + bias**2) ** 0.5
+    assert found.error == pytest.approx(error, rel=0.015)
+    assert found.ratio == pytest.approx(found.spread * 1.2**0.5 / error, rel=0.015)
+    assert float(found.ranks.sum()) == pytest.approx(1)
+    uniform = float((found.ranks - 1 / 6).abs().max()) < 5 * (5 / 36 / x0.numel()) ** 0.5
+    assert uniform == (scale == 1 and bias == 0)
+    if scale == 0.5:  # too sure: the truth lies outside
+        assert float(found.ranks[[0, -1]].sum()) > 0.5
+
+
+def test_calibration_refuses_other_shapes(pair):
+    for samples in (pair[0], pair[0][None], torch.stack([pair[0][:3]] * 2)):
+        with pytest.raises(ValueError, match="expected samples"):
+            calibration(samples, pair[1])
+    with pytest.raises(ValueError, match=r"expected values in \[-1, 1\], got none below 0"):
+        calibration(torch.stack([pair[0].abs()] * 2), pair[1])
+
+
+def test_diversity_is_the_mean_lpips_of_pairs(pair, lpips_weights):
+    samples = torch.stack([pair[0], pair[1], pair[1].flip(-1)])
+    pairs = [evaluate(samples[i], samples[j], ["lpips"])["lpips"].value for i, j in ((1, 0), (2, 0), (2, 1))]
+    assert calibration(samples, pair[1], lpips=True).diversity == pytest.approx(sum(pairs) / 3)
+    assert calibration(samples, pair[1]).diversity is None

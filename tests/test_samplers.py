@@ -89,11 +89,11 @@ def test_dbim_carries_the_first_step_s_noise():
 
 
 @pytest.mark.parametrize("sampler", ["sde", "dbim"])
-@pytest.mark.parametrize("bridge", [BRIDGE, Bridge.indi(0.4), Bridge.ddbm_vp()])
+@pytest.mark.parametrize("bridge", [BRIDGE, Bridge.indi(0.4), Bridge.ddbm_vp(), Bridge.diffusion()])
 def test_states_have_the_bridge_s_marginals(bridge, sampler):
     """Told x0, every state is a draw of q(x_t | x0, x1): mean and variance within 5 standard errors.
 
-    Six tests of ten numbers: a false alarm once in 30,000 choices of seeds.
+    Eight tests of ten numbers: a false alarm once in 20,000 choices of seeds.
     """
     n, x0 = 20_000, torch.full((20_000, 1), 0.7, dtype=F64)
     out = sample(lambda xt, t: x0, bridge, -x0, 6, sampler, generator=seeded(1), keep=True)
@@ -109,6 +109,9 @@ def test_a_noisy_end_starts_with_noise():
     x1 = torch.zeros(20_000, 1, dtype=F64)
     start = sample(bend, Bridge.indi(0.4), x1, 1, generator=seeded(), keep=True).trajectory[0]
     assert float(start.std()) == pytest.approx(0.4, rel=0.025)  # five standard errors
+    start = sample(bend, Bridge.diffusion(), x1 + 7, 1, generator=seeded(), keep=True).trajectory[0]
+    assert float(start.std()) == pytest.approx(1, rel=0.025)
+    assert abs(float(start.mean())) < 5 / 20_000**0.5
 
 
 def test_ot_ode_is_the_limit_of_vanishing_noise():
@@ -170,6 +173,8 @@ def test_no_graph_is_kept():
 def test_errors(options, message):
     with pytest.raises(ValueError, match=message):
         sample(bend, BRIDGE, torch.zeros(1, 2), **options)
+    with pytest.raises(ValueError, match=r"for a diffusion take sde or dbim"):
+        sample(bend, Bridge.diffusion(), torch.zeros(1, 2), sampler="ode")
 
 
 def test_algorithm_2_with_the_exact_denoiser_recovers_a_mixture():

@@ -162,6 +162,26 @@ def test_batches_visit_every_image_once_an_epoch_and_depend_on_the_step_alone(ti
     assert (batches(11)[2] * 3).ceil().tolist() == [3, 2, 1]  # one time in each third of (0, 1]
 
 
+@pytest.mark.parametrize("process", ["regression", "diffusion"])
+def test_the_baselines_train_with_the_bridge_s_own_loop(tiny, process):
+    config = changed(tiny, process=process, steps=60)
+    assert train(config)["finished"]
+    times = Trainer(changed(config, "again")).batches(3)[2]
+    assert (times == 1).all() == (process == "regression")
+    model = load_pretrained(config.out, "cpu")
+    x0 = to_float(Trainer(changed(config, "again")).held)
+    x1 = create_degradation("blur-gauss", quantise=True)(x0)
+    one = model.restore(x1, nfe=1, seed=1)
+    noisy = not torch.equal(one, model.restore(x1, nfe=1, seed=2))
+    assert noisy == (process == "diffusion")  # it starts at noise
+    if process == "regression":
+        with pytest.raises(ValueError, match="one network call, got nfe=2"):
+            model.restore(x1, nfe=2)
+    else:
+        assert float((model.restore(x1, nfe=20) - x0).abs().mean()) < 0.5
+    assert losses(config)[-1] < 1.5
+
+
 def test_ema_and_moments_equal_their_formulas(tiny):
     run = Trainer(changed(tiny, ema=0.15))
     slow = [p.detach().double() for p in run.ema.parameters()]
