@@ -11,6 +11,7 @@ are in the record already are skipped, so that a ladder grows; its first eight i
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,12 +65,21 @@ def restore(row: str, x1: Tensor, blur: Separable, args: argparse.Namespace) -> 
 
 def measure(
     x: Tensor, x0: Tensor, x1: Tensor, blur: Separable, metrics: Sequence[str]
-) -> tuple[dict[str, Any], dict[str, list[float]]]:
-    """{metric: {value, low, high}}, and the values of each image where it has its own."""
+) -> tuple[dict[str, Any], dict[str, list[float | None]]]:
+    """{metric: {value, low, high}}, and the values of each image where it has its own.
+
+    None stands for an infinite PSNR: every byte is right.
+    """
     found = evaluate(x, x0, metrics) | {"consistency": consistency(x, x1, blur)}
+
+    def plain(v: float, digits: int = 8) -> float | None:
+        return round(v, digits) if math.isfinite(v) else None
+
     each = {k: m.per_image for k, m in found.items()}
-    values = {k: {"value": m.value, "low": m.low, "high": m.high} for k, m in found.items()}
-    return values, {k: [round(v, 4) for v in e.tolist()] for k, e in each.items() if e is not None}
+    values = {
+        k: {"value": plain(m.value), "low": plain(m.low), "high": plain(m.high)} for k, m in found.items()
+    }
+    return values, {k: [plain(v, 4) for v in e.tolist()] for k, e in each.items() if e is not None}
 
 
 def main() -> None:
@@ -120,7 +130,7 @@ def main() -> None:
         values, each[row] = measure(x, x0, x1.float(), blur, args.metrics)
         record["results"].append({"row": row, **how, "git_commit": git_commit(), **values})
         record["git_commit"] = git_commit()
-        cells = [f"{k} {values[k]['value']:.4f}" for k in (*args.metrics, "consistency")]
+        cells = [f"{k} {values[k]['value']}" for k in (*args.metrics, "consistency")]
         print(f"{row:32s} {'  '.join(cells)}", flush=True)
         strip = torch.cat([strip, torch.cat(list(x[:SHOWN]), dim=-1)], dim=-2)
         save_image(strip, picture)

@@ -1,0 +1,87 @@
+"""The scripts that measure: what they write can be resumed, joined again and trusted."""
+
+import importlib.util
+import json
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+from i2sb_lib.data import load_images
+from i2sb_lib.degradations import create_degradation
+from i2sb_lib.evaluation import evaluate
+from i2sb_lib.images import open_image, to_float, to_tensor
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def ladder(tmp_path, monkeypatch, capsys):
+    """Run ladder.py with these arguments; returns what it printed and its record."""
+    module = script("ladder")
+
+    def run(*args):
+        command = ["ladder.py", "--data", "embedded", "--limit", "9", "--out", str(tmp_path), *args]
+        monkeypatch.setattr(sys, "argv", command)
+        module.main()
+        return capsys.readouterr().out, json.loads((tmp_path / "metrics.json").read_text())
+
+    return run
+
+
+def test_a_ladder_grows_and_states_what_evaluate_finds(ladder, tmp_path):
+    ladder("--rows", "identity", "tikhonov:2e-4")
+    out, record = ladder("--rows", "identity", "richardson-lucy:3", "celeba64-deblur-blind:ode:2")
+    assert [line.split()[0] for line in out.splitlines()] == [
+        "richardson-lucy:3",
+        "celeba64-deblur-blind:ode:2",
+    ]
+    assert [row["row"] for row in record["results"]] == [
+        "identity", "tikhonov:2e-4", "richardson-lucy:3", "celeba64-deblur-blind:ode:2",
+    ]  # fmt: skip
+    x0 = to_float(load_images("embedded", "test")[:9])
+    x1 = create_degradation("blur-gauss", quantise=True)(x0)
+    again = evaluate(x1, x0)["psnr"]
+    assert record["results"][0]["psnr"] == pytest.approx(
+        dict(zip(("value", "low", "high"), again, strict=False))
+    )
+    each = json.loads((tmp_path / "per_image.json").read_text())
+    assert each["identity"]["psnr"] == pytest.approx(again.per_image.tolist(), abs=1e-4)
+    assert to_tensor(open_image(tmp_path / "restored.png")).shape == (3, 5 * 64, 8 * 64)
+
+
+def test_a_ladder_of_another_task_is_refused(ladder):
+    ladder("--rows", "identity")
+    with pytest.raises(SystemExit, match="another degradation"):
+        ladder("--rows", "identity", "--sigma", "1.5")
+
+
+def test_without_rounding_the_exact_inverse_is_exact(ladder):
+    _, record = ladder("--rows", "inverse", "--floats")
+    assert record["results"][0]["psnr"]["value"] is None  # every byte is right
+
+
+def test_a_packed_run_arrives_as_it_was(tmp_path, run_folder, monkeypatch):
+    flagship = script("gpu_flagship")
+    monkeypatch.setattr(flagship, "PART", 200_000)
+    flagship.pack(run_folder, tmp_path / "out")
+    parts = sorted((tmp_path / "out").iterdir())
+    assert len(parts) > 1
+    assert all(p.stat().st_size <= 200_000 for p in parts)
+    flagship.unpack(tmp_path / "out", tmp_path / "work")
+    kept = {p.name: p.read_bytes() for p in run_folder.iterdir() if p.name != "state.pt"}
+    assert {p.name: p.read_bytes() for p in (tmp_path / "work" / run_folder.name).iterdir()} == kept
+    assert "model.json" in kept
+
+
+def test_the_gpu_s_models_are_the_presets():
+    flagship = script("gpu_flagship")
+    assert set(flagship.MODELS) <= set(flagship.PRESETS)
+    assert all(not flagship.small(flagship.PRESETS[m]).compile for m in flagship.MODELS)
+    assert torch.tensor(flagship.length(flagship.small(flagship.PRESETS["embedded"]), 1e-9, 1)) == 10
