@@ -97,13 +97,14 @@ def main() -> None:
     parser.add_argument("--floats", action="store_true", help="no rounding to 8 bits")
     parser.add_argument("--limit", type=int, default=None)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--worst", default=None, metavar="ROW", help="keep this row's eight worst by LPIPS")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
 
     clean = load_images(args.data, args.split, 64)[: args.limit]
     degrade, blur = task(args)
     x0 = to_float(clean)
-    x1 = degrade(x0.double() if args.floats else x0, torch.Generator().manual_seed(args.seed))
+    x1 = degrade(x0.double() if args.floats else x0, torch.Generator().manual_seed(args.seed + 2**31))
     config = {"degradation": str(degrade), "assumed": str(blur), "seed": args.seed, "size": 64}
     file, every, picture = (args.out / n for n in ("metrics.json", "per_image.json", "restored.png"))
     record: dict[str, Any] = {
@@ -134,6 +135,11 @@ def main() -> None:
         print(f"{row:32s} {'  '.join(cells)}", flush=True)
         strip = torch.cat([strip, torch.cat(list(x[:SHOWN]), dim=-1)], dim=-2)
         save_image(strip, picture)
+        if row == args.worst:
+            worst = torch.tensor(each[row]["lpips"]).argsort(descending=True)[:SHOWN]
+            record["worst"] = {"row": row, "images": worst.tolist()}
+            triples = [torch.cat(list(v[worst]), dim=-1) for v in (x0, x1.float(), x)]
+            save_image(torch.cat(triples, dim=-2), args.out / "worst.png")
         lines = ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in each.items())
         atomic_write(every, lambda p, lines=lines: p.write_text(f"{{\n{lines}\n}}\n"))
         atomic_write(file, lambda p: p.write_text(json.dumps(record, indent=1) + "\n"))

@@ -22,7 +22,7 @@ from i2sb_lib.images import atomic_write, check_images
 from i2sb_lib.samplers import Sampler, sample
 
 SHARD_BYTES = 45_000_000
-DEFAULT = "celeba64-deblur-blind"
+DEFAULT = "celeba64-deblur"
 _PACKAGE = Path(__file__).parent
 SHIPPED = [_PACKAGE / "pretrained", _PACKAGE.parent / "data" / "checkpoints"]  # installed, or a clone
 
@@ -81,7 +81,8 @@ class Pretrained:
         """Clean estimates x0_hat (B, 3, H, W) in [-1, 1] of degraded images x1 of that form.
 
         nfe: network calls. sampler: see `samplers.sample`; "sde" for the sharpest, one step or
-        "ode" for the smallest error. seed: of the sampler's noise. Sizes that the network cannot
+        "ode" for the smallest error. seed: of the sampler's noise, which must not be the noise that is
+        in x1: take another seed than made that. Sizes that the network cannot
         take are padded by reflection and cropped back. The work is done on the model's device, in
         bfloat16 where it has that, and the result is on x1's. Raises ValueError for other input.
         """

@@ -31,6 +31,11 @@ Source = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
 Target = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")]
 
 
+def _noise(seed: int) -> torch.Generator:
+    """A degradation's randomness: another stream than the sampler's, which must not repeat x1's noise."""
+    return torch.Generator().manual_seed(seed + 2**31)
+
+
 def _each_image(source: Path, target: Path, work: Callable[[Tensor], Tensor]) -> None:
     """Run `work` on one image or on every image of a folder; the same names come out."""
     if not source.exists():
@@ -74,7 +79,7 @@ class Restore:
         degrade = create_pair_maker(model.record["training"])
 
         def work(x: Tensor) -> Tensor:
-            x1 = degrade(x, torch.Generator().manual_seed(self.seed)) if self.degrade else x
+            x1 = degrade(x, _noise(self.seed)) if self.degrade else x
             x0_hat = model.restore(x1, self.nfe, self.sampler, self.seed)
             return torch.cat([x1, x0_hat], dim=-1) if self.degrade else x0_hat
 
@@ -95,7 +100,7 @@ class Degrade:
 
     def run(self) -> None:
         degrade = create_degradation(self.name, noise=self.noise, quantise=True, **self.options)
-        _each_image(self.source, self.target, lambda x: degrade(x, torch.Generator().manual_seed(self.seed)))
+        _each_image(self.source, self.target, lambda x: degrade(x, _noise(self.seed)))
 
 
 @dataclass
@@ -117,7 +122,7 @@ class Evaluate:
         training = model.record["training"]
         clean = load_images(self.data, self.split, training["size"])[: self.limit]
         x0, degrade = to_float(clean), create_pair_maker(training)
-        x1 = degrade(x0, torch.Generator().manual_seed(self.seed))
+        x1 = degrade(x0, _noise(self.seed))
         rows, sheet = [], [x0[:8], x1[:8]]
         print(f"{len(x0)} images, {degrade}")
         print("  ".join(f"{h:>9}" for h in ("sampler", "nfe", *self.metrics)))

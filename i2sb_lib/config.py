@@ -63,8 +63,8 @@ PRESETS = {
     "embedded": TrainConfig(network="unet-tiny", steps=400, batch_size=32, lr=2e-3, warmup=20),
     "celeba64-deblur": _full(tikhonov=2e-4),
     "celeba64-deblur-blind": _full(),
-    "celeba64-deblur-noisy": _full(noise=0.05, tikhonov=2e-2),
-    "celeba64-deblur-cunet": _full(network="cunet", cond_x1=False, prediction="eps"),
+    "celeba64-deblur-noisy": _full(noise=0.05, tikhonov=5e-2),
+    "celeba64-deblur-cunet": _full(network="cunet", cond_x1=False, prediction="eps", beta_min=0.01),
 }
 
 
@@ -79,6 +79,11 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     warm = min(1.0, (step + 1) / max(1, config.warmup))
     done = min(1.0, max(0.0, (step - config.warmup) / max(1, config.steps - config.warmup)))
     return config.lr * warm * (1 + math.cos(math.pi * done)) / 2
+
+
+def stream(seed: int, k: int) -> int:
+    """The generator seed of step k: 32 bits, all that a CPU generator keeps, runs far apart by seed."""
+    return (2654435761 * seed + k) % 2**32
 
 
 def config_hash(values: dict[str, Any]) -> str:

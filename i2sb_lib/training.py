@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from i2sb_lib.checkpoints import auto_precision, device_name, save_pretrained
-from i2sb_lib.config import FREE_ON_RESUME, TrainConfig, config_hash, create_pair_maker, learning_rate
+from i2sb_lib.config import FREE_ON_RESUME, TrainConfig, config_hash, create_pair_maker, learning_rate, stream
 from i2sb_lib.data import fingerprint, load_images
 from i2sb_lib.degradations import Degradation
 from i2sb_lib.denoiser import Denoiser, ModelConfig
@@ -48,14 +48,14 @@ class Batches:
         places = torch.arange(step * size, (step + 1) * size)
         for epoch in {int(places[0]) // n, int(places[-1]) // n} - set(self._orders):
             self._orders.pop(epoch - 2, None)
-            seed = torch.Generator().manual_seed(self.config.seed * 2**33 + 2**32 + epoch)
-            self._orders[epoch] = torch.randperm(n, generator=seed)
+            order = torch.Generator().manual_seed(stream(self.config.seed, epoch))
+            self._orders[epoch] = torch.randperm(n, generator=order)
         return torch.stack([self._orders[k // n][k % n] for k in places.tolist()])
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """x0, x1 (B, 3, H, W), t (B,) in (0, 1] stratified over the batch, and the bridge's noise."""
         device = self.images.device
-        generator = torch.Generator(device).manual_seed(self.config.seed * 2**33 + step)
+        generator = torch.Generator(device).manual_seed(stream(self.config.seed, step))
         x0 = to_float(self.images[self.indices(step).to(device)])
         size = len(x0)
         flip, u = torch.rand(2, size, generator=generator, device=device)
@@ -204,7 +204,7 @@ class Trainer:
 
     def optimise(self) -> None:
         """One step of Algorithm 1; its loss waits in `pending`, so that no device is waited for."""
-        torch.manual_seed(self.config.seed * 2**33 + 2**32 * 2 + self.step)  # dropout's stream
+        torch.manual_seed(stream(self.config.seed, 2**31 + self.step))  # dropout's
         batch = (v[self.share] for v in self.batches(self.step))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.step)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib.util
 import os
 import signal
 import subprocess
@@ -31,6 +32,14 @@ def _private_cache(tmp_path_factory):
 def _seeds():
     torch.manual_seed(0)
     np.random.seed(0)
+
+
+def script(name: str):
+    """A script of benchmarks/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def photograph(seed: int, height: int = 20, width: int = 20) -> Image.Image:

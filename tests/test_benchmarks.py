@@ -1,24 +1,16 @@
 """The scripts that measure: what they write can be resumed, joined again and trusted."""
 
-import importlib.util
 import json
 import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import script
 
 from i2sb_lib.data import load_images
 from i2sb_lib.degradations import create_degradation
 from i2sb_lib.evaluation import evaluate
 from i2sb_lib.images import open_image, to_float, to_tensor
-
-
-def script(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from conftest import photograph
 from PIL import Image
 
 from i2sb_lib import cli
-from i2sb_lib.checkpoints import load_pretrained
+from i2sb_lib.checkpoints import Pretrained, load_pretrained
 from i2sb_lib.cli import COMMANDS, Evaluate, main
 from i2sb_lib.config import PRESETS, TrainConfig, config_hash
 from i2sb_lib.data import fingerprint, load_images
@@ -141,7 +141,7 @@ def test_degrade_then_restore_is_what_the_library_does(tmp_path, run_folder):
     main(["degrade", str(photo), str(tmp_path / "new" / "blurred.png"), *options])
     x0 = to_float(to_tensor(photograph(5, 24, 24)))[None]
     degrade = create_degradation("blur-gauss", sigma=1.5, kernel_size=5, noise=0.05, quantise=True)
-    x1 = degrade(x0, torch.Generator().manual_seed(3))
+    x1 = degrade(x0, torch.Generator().manual_seed(3 + 2**31))  # not the sampler's stream
     assert torch.equal(to_tensor(Image.open(tmp_path / "new" / "blurred.png")), to_uint8(x1)[0])
     flags = ["--checkpoint", str(run_folder), "--nfe", "2", "--seed", "4"]
     main(["restore", str(tmp_path / "new"), str(tmp_path / "out"), *flags])
@@ -178,3 +178,20 @@ def test_evaluate_writes_a_record_that_can_be_traced(tmp_path, run_folder, photo
 
 def test_the_default_evaluation_needs_no_download():
     assert (Evaluate().data, Evaluate().metrics) == ("embedded", ("psnr", "ssim"))
+
+
+def test_the_sampler_s_noise_is_not_the_noise_of_the_degraded_image(monkeypatch, run_folder, photos):
+    """The model sees x1's noise; a sampler that repeated it would draw x_t off the bridge."""
+    seen = []
+    restore = Pretrained.restore
+
+    def spy(model, x1, nfe, sampler, seed, **options):
+        noise = create_degradation("noise")(torch.zeros_like(x1), torch.Generator().manual_seed(seed))
+        seen.append((x1 - noise).std() / noise.std())
+        return restore(model, x1, nfe, sampler, seed, **options)
+
+    flat = create_degradation("noise")
+    monkeypatch.setattr(Pretrained, "restore", spy)
+    monkeypatch.setattr("i2sb_lib.cli.create_pair_maker", lambda training: lambda x, g: flat(0 * x, g))
+    main(["evaluate", "--checkpoint", str(run_folder), "--data", str(photos), "--nfe", "1"])
+    assert [float(v) for v in seen] == pytest.approx([2**0.5], rel=0.1)

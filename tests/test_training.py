@@ -159,6 +159,9 @@ def test_batches_visit_every_image_once_an_epoch_and_depend_on_the_step_alone(ti
     torch.manual_seed(123)
     assert all(torch.equal(a, b) for a, b in zip(batches(11), again, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(batches(11), batches(12), strict=True))
+    other = Batches(images, create_degradation("noise"), changed(config, seed=1))
+    assert not any(torch.equal(a, b) for a, b in zip(batches(11), other(11), strict=True))
+    assert not torch.equal(batches.indices(0), other.indices(0))
     assert (batches(11)[2] * 3).ceil().tolist() == [3, 2, 1]  # one time in each third of (0, 1]
 
 
