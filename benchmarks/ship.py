@@ -99,7 +99,7 @@ def card(name: str, metrics: dict[str, Any]) -> str:
         note=NOTES.get(name, ""),
         tested=metrics["data"]["images"],
         table=table(metrics["results"]),
-        wrong=", and where the blur is another than the one it is told it makes matters worse"
+        wrong="\nWhere the blur is not the one it is told, what it is shown is wrong as well."
         if known
         else "",
     )
