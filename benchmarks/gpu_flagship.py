@@ -2,8 +2,8 @@
 
 One call does what its minutes allow: it takes up the first unfinished model where it stands (states are
 in --work and resume exactly), trains until the budget of the model or of the call is used, and packs
-what it trained, finished or not, into parts of at most 15 MiB in --out. A model's length is set once, from its own
-measured speed, so that it takes --minutes-per-model; it stands in the run's record like all else.
+what it trained, finished or not, into parts of at most 15 MiB in --out. A model's length is set once,
+from its own measured speed, so that it takes --minutes-per-model, and stands in the run's record.
 
     python benchmarks/gpu_flagship.py --data PHOTOS --work runs/gpu --out OUT --minutes 9
     python benchmarks/gpu_flagship.py --unpack OUT --work runs/gpu       # where the parts arrive

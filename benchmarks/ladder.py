@@ -100,6 +100,8 @@ def main() -> None:
     parser.add_argument("--worst", default=None, metavar="ROW", help="keep this row's eight worst by LPIPS")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
+    if args.worst and "lpips" not in args.metrics:
+        parser.error("--worst needs lpips among --metrics")
 
     clean = load_images(args.data, args.split, 64)[: args.limit]
     degrade, blur = task(args)

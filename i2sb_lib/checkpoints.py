@@ -81,9 +81,8 @@ class Pretrained:
         """Clean estimates x0_hat (B, 3, H, W) in [-1, 1] of degraded images x1 of that form.
 
         nfe: network calls. sampler: see `samplers.sample`; "sde" for the sharpest, one step or
-        "ode" for the smallest error. seed: of the sampler's noise, which must not be the noise that is
-        in x1: take another seed than made that. Sizes that the network cannot
-        take are padded by reflection and cropped back. The work is done on the model's device, in
+        "ode" for the smallest error. seed: of the sampler's noise, which must not repeat noise in x1:
+        take another seed than made that. Sizes that the network cannot take are padded by reflection and cropped back. The work is done on the model's device, in
         bfloat16 where it has that, and the result is on x1's. Raises ValueError for other input.
         """
         check_images(x1, "restore")
