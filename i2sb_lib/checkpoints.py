@@ -82,8 +82,9 @@ class Pretrained:
 
         nfe: network calls. sampler: see `samplers.sample`; "sde" for the sharpest, one step or
         "ode" for the smallest error. seed: of the sampler's noise, which must not repeat noise in x1:
-        take another seed than made that. Sizes that the network cannot take are padded by reflection and cropped back. The work is done on the model's device, in
-        bfloat16 where it has that, and the result is on x1's. Raises ValueError for other input.
+        take another seed than made that. Sizes that the network cannot take are padded by reflection
+        and cropped back. The work is done on the model's device, in bfloat16 where it has that, and
+        the result is on x1's. Raises ValueError for other input.
         """
         check_images(x1, "restore")
         if self.denoiser.config.process == "regression" and nfe != 1:
