@@ -6,7 +6,9 @@ proper    in [-1, 1]: blurred 8-bit files, their Tikhonov inverse, the exact inv
 fid       against the 256 x 256 originals, as there, and against clean 64 x 64 images: the blurred images
           cast to bytes without a factor, as there, the same rounded, and clean ones, which are perfect
 
-    python benchmarks/report_table1.py FACES [--out data/runs/report-table1] [--no-fid]
+With --model the table's other column: faces restored by a bridge in ten calls, measured both ways.
+
+    python benchmarks/report_table1.py FACES [--model RUN] [--out data/runs/report-table1] [--no-fid]
 """
 
 import argparse
@@ -22,6 +24,7 @@ from torch.utils.data import TensorDataset
 from torch_fidelity import calculate_metrics
 from torchvision.transforms.functional import gaussian_blur
 
+from i2sb_lib.checkpoints import load_pretrained
 from i2sb_lib.config import config_hash
 from i2sb_lib.data import cache_dir, fingerprint, load_images
 from i2sb_lib.degradations import GaussianBlur
@@ -76,6 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("faces", help="clean photographs at 256 x 256: parquet or a folder")
     parser.add_argument("--out", type=Path, default=Path("data/runs/report-table1"))
+    parser.add_argument("--model", help="a shipped model or the folder of a run")
     parser.add_argument("--no-fid", action="store_true", help="leave out FID, the slow part")
     args = parser.parse_args()
     originals, clean = (load_images(args.faces, size=n, progress=False) for n in (256, SIZE))
@@ -102,9 +106,20 @@ def main() -> None:
             "bytes wrong": int((to_uint8(x) != clean).sum()),
         }
     results: dict[str, Any] = {"protocol": protocol, "proper": proper}
+    if args.model:
+        model = load_pretrained(args.model)
+        restored = quantise(model.restore(x1, nfe=10, progress=True))
+        halved = [(v + 1) / 2 for v in (restored, x0)]
+        results["restored"] = {
+            "squared error": plain(bootstrap((halved[0] - halved[1]).square().flatten(1).mean(1))),
+            "lpips in [0, 1]": perceptual(*halved),
+            "lpips in [-1, 1]": perceptual(restored, x0),
+            "checkpoint": model.record,
+        }
     if not args.no_fid:
         # if all are black, a few have the mean and the covariance of all
         sets = {"black": cast if cast.any() else cast[:16], "blurred": to_uint8(x1), "clean": clean}
+        sets |= {"restored": to_uint8(restored)} if args.model else {}
         against = {"originals": originals, "clean": clean}
         results["fid"] = {k: {name: fid(x, y) for name, x in sets.items()} for k, y in against.items()}
     data = {"source": Path(args.faces).name, "images": len(clean), "fingerprint": fingerprint(clean)}

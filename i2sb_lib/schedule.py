@@ -72,11 +72,11 @@ class Schedule:
         """bar sigma_t^2 = int_t^1 beta: variance still to come before the degraded end."""
         raise NotImplementedError
 
-    def grid(self, n: int) -> Tensor:
-        """n + 1 times from 1 down to 0, uniformly spaced, float64."""
-        if n < 1:
-            raise ValueError(f"a grid needs at least one step, got n={n}")
-        return torch.linspace(1, 0, n + 1, dtype=torch.float64)
+    def grid(self, n: int, power: float = 1.0) -> Tensor:
+        """n + 1 times (1 - k/n)^power from 1 down to 0, float64: uniform, or denser at the clean end."""
+        if n < 1 or power <= 0:
+            raise ValueError(f"a grid needs at least one step and power > 0, got n={n}, power={power}")
+        return torch.linspace(1, 0, n + 1, dtype=torch.float64) ** power
 
 
 def _as_time(t: Tensor | float) -> Tensor:

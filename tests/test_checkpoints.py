@@ -11,6 +11,7 @@ from i2sb_lib import checkpoints
 from i2sb_lib.checkpoints import SHIPPED, Pretrained, atomic_write, load_pretrained, save_pretrained
 from i2sb_lib.denoiser import Denoiser, ModelConfig
 from i2sb_lib.images import psnr
+from i2sb_lib.samplers import sample
 
 NAMES = sorted({f.parent.name for s in SHIPPED for f in s.glob("*/model.json")})
 
@@ -176,3 +177,14 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         atomic_write(tmp_path / "a.json", interrupted)
     assert [(f.name, f.read_text()) for f in tmp_path.iterdir()] == [("a.json", "old")]
+
+
+def test_the_grid_s_power_reaches_the_sampler(model, x1):
+    generator = torch.Generator().manual_seed(0)
+    times = model.denoiser.bridge.schedule.grid(3, power=2)
+    expected = sample(
+        lambda xt, t: model.denoiser(xt, t, x1), model.denoiser.bridge, x1, times=times, generator=generator
+    )
+    restored = model.restore(x1, nfe=3, power=2)
+    torch.testing.assert_close(restored, expected.x.clamp(-1, 1), rtol=0, atol=0.02)  # bfloat16
+    assert (restored - model.restore(x1, nfe=3)).abs().max() > 0.02

@@ -103,6 +103,7 @@ def test_the_continuous_schedule_is_the_paper_s_table_and_has_no_n():
 
 def test_grid_runs_down_and_a_table_is_constant_between_its_knots():
     assert SCHEDULES["symmetric"].grid(4).tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
+    assert SCHEDULES["symmetric"].grid(4, power=2).tolist() == [1.0, 0.5625, 0.25, 0.0625, 0.0]
     schedule = SCHEDULES["uneven"]
     middle = (torch.arange(7, dtype=F64) + 0.5) / 7
     torch.testing.assert_close(schedule.beta(middle), 7 * UNEVEN, rtol=1e-14, atol=0)
@@ -131,7 +132,8 @@ def test_shape_and_dtype_follow_the_times(schedule):
         (lambda: Schedule.from_betas(torch.ones(2, 2)), r"1-D table.*got shape \(2, 2\)"),
         (lambda: Schedule.from_betas(torch.tensor([0.1, -0.1, 1])), "non-negative betas"),
         (lambda: Schedule.from_betas(torch.zeros(3)), "positive sum"),
-        (lambda: Schedule.symmetric().grid(0), "at least one step, got n=0"),
+        (lambda: Schedule.symmetric().grid(0), "at least one step and power > 0, got n=0"),
+        (lambda: Schedule.symmetric().grid(2, power=0.0), "power > 0, got n=2, power=0.0"),
     ],
 )
 def test_errors(make, message):
