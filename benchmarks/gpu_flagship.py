@@ -1,13 +1,14 @@
-"""The flagship models on a GPU that is there for minutes at a time: train, stop, go on, pack.
+"""The flagship models on a GPU that is there for minutes at a time: train, go on, evaluate, pack.
 
 One call does what its minutes allow: it takes up the first unfinished model where it stands (states are
-in --work and resume exactly), trains until the budget of the model or of the call is used, and packs
-what it trained, finished or not, into parts of at most 15 MiB in --out. A model's length is set once,
-from its own measured speed, so that it takes --minutes-per-model, and stands in the run's record.
+in --work and resume exactly), trains until the budget of the model or of the call is used, evaluates a
+model that is trained on --test, and packs what there is, finished or not, into parts of at most 15 MiB in
+--out. A model's length is set once, from its own measured speed, so that it takes --minutes-per-model,
+and stands in the run's record. LPIPS and FID need their weights in torch.hub's cache; a machine that
+lacks them names psnr and ssim, and `ship.py` measures the rest where the parts arrive.
 
-    python benchmarks/gpu_flagship.py --data PHOTOS --work runs/gpu --out OUT --minutes 9
+    python benchmarks/gpu_flagship.py --data PHOTOS --test TEST --work runs/gpu --out OUT --minutes 9
     python benchmarks/gpu_flagship.py --unpack OUT --work runs/gpu       # where the parts arrive
-    i2sb evaluate --checkpoint runs/gpu/celeba64-deblur --data TEST --nfe 1 2 5 10 --out ...
 
 --small tries all of this on a CPU: the same presets with a tiny network and few steps.
 """
@@ -22,6 +23,7 @@ from pathlib import Path
 
 import torch
 
+from i2sb_lib.cli import main as i2sb
 from i2sb_lib.config import PRESETS, TrainConfig
 from i2sb_lib.images import atomic_write
 from i2sb_lib.training import Trainer, train
@@ -83,6 +85,9 @@ def unpack(source: Path, work: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="embedded")
+    parser.add_argument("--test", help="clean photographs to evaluate on")
+    parser.add_argument("--nfe", nargs="+", default=["1", "2", "5", "10", "100"])
+    parser.add_argument("--metrics", nargs="+", default=["psnr", "ssim"])
     parser.add_argument("--work", type=Path, default=Path("runs/gpu"))
     parser.add_argument("--out", type=Path, default=Path("runs/gpu-out"))
     parser.add_argument("--minutes", type=float, default=9.0, help="of this call, in all")
@@ -108,10 +113,17 @@ def main() -> None:
         config = dataclasses.replace(config, steps=json.loads(steps.read_text()), minutes=left)
         config = dataclasses.replace(config, eval_every=max(1, config.steps // 5))
         resume = (folder / "state.pt").exists()
-        if resume and torch.load(folder / "state.pt", weights_only=True)["step"] >= config.steps:
+        trained = resume and torch.load(folder / "state.pt", weights_only=True)["step"] >= config.steps
+        evaluated = (folder / "metrics.json").exists() or not args.test
+        if trained and evaluated:
             continue
-        result = train(config, resume)
-        print(json.dumps({k: v for k, v in result.items() if k != "training"}), flush=True)
+        if not trained:
+            result = train(config, resume)
+            print(json.dumps({k: v for k, v in result.items() if k != "training"}), flush=True)
+            trained = result["finished"]
+        if trained and not evaluated:
+            command = ["evaluate", "--checkpoint", str(folder), "--data", args.test, "--out", str(folder)]
+            i2sb([*command, "--nfe", *args.nfe, "--metrics", *args.metrics])
         pack(folder, args.out)
 
 

@@ -77,3 +77,19 @@ def test_the_gpu_s_models_are_the_presets():
     assert set(flagship.MODELS) <= set(flagship.PRESETS)
     assert all(not flagship.small(flagship.PRESETS[m]).compile for m in flagship.MODELS)
     assert torch.tensor(flagship.length(flagship.small(flagship.PRESETS["embedded"]), 1e-9, 1)) == 10
+
+
+def test_one_call_trains_evaluates_and_packs_and_another_has_nothing_to_do(tmp_path, monkeypatch, capsys):
+    flagship = script("gpu_flagship")
+    places = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]
+    what = ["--small", "--minutes-per-model", "1e-9", "--models", "celeba64-deblur", "--nfe", "1"]
+    monkeypatch.setattr(sys, "argv", ["gpu_flagship.py", "--test", "embedded", *places, *what])
+    flagship.main()
+    assert '"finished": true' in capsys.readouterr().out
+    flagship.unpack(tmp_path / "out", tmp_path / "arrived")
+    arrived = tmp_path / "arrived" / "celeba64-deblur"
+    assert json.loads((arrived / "model.json").read_text())["record"]["step"] == 10
+    assert [r["nfe"] for r in json.loads((arrived / "metrics.json").read_text())["results"]] == [0, 1]
+    packed = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").iterdir()}
+    flagship.main()
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").iterdir()} == packed
