@@ -8,7 +8,7 @@ import torch
 from conftest import ROOT, SHARED, script
 
 from i2sb_lib.checkpoints import DEFAULT, load_pretrained
-from i2sb_lib.config import create_pair_maker
+from i2sb_lib.config import config_hash, create_pair_maker
 from i2sb_lib.data import fingerprint, load_images
 from i2sb_lib.evaluation import evaluate
 from i2sb_lib.images import to_float
@@ -71,3 +71,35 @@ def test_the_recorded_numbers_come_out_again(name):
         again = evaluate(x, x0)
         assert again["psnr"].value == pytest.approx(rows[nfe]["psnr"]["value"], abs=0.02)
         assert again["ssim"].value == pytest.approx(rows[nfe]["ssim"]["value"], abs=0.001)
+
+
+RECORDS = {
+    str(f.parent.relative_to(ROOT / "data" / "runs")): f for f in ROOT.glob("data/runs/**/metrics.json")
+}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_record_says_how_it_was_made(name):
+    content = json.loads(RECORDS[name].read_text())
+    assert {"seed", "device", "git_commit"} <= set(content)
+    assert "data" in content or name == "iterative-sb"  # which draws its own points
+    made = [content, content.get("checkpoint", {}), *content["results"]]
+    for part in (part for part in made if isinstance(part, dict) and "config_hash" in part):
+        config = part["training"] if "training" in part else part["config"]
+        assert part["config_hash"] == config_hash(config)
+
+
+@pytest.mark.parametrize("name", [n for n, f in RECORDS.items() if (f.parent / "per_image.json").exists()])
+def test_a_ladder_s_means_are_those_of_its_photographs(name):
+    content = json.loads(RECORDS[name].read_text())
+    each = json.loads((RECORDS[name].parent / "per_image.json").read_text())
+    assert set(each) == {row["row"] for row in content["results"]}
+    for row in content["results"]:
+        for metric, values in each[row["row"]].items():
+            assert len(values) == content["data"]["images"]
+            mean, low, high = (row[metric][k] for k in ("value", "low", "high"))
+            if None in values:  # a perfect photograph has an infinite PSNR
+                assert mean is None
+                continue
+            assert mean == pytest.approx(sum(values) / len(values), abs=6e-5)
+            assert low < mean < high or low == mean == high
