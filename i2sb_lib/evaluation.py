@@ -93,6 +93,8 @@ def _check_pair(x0_hat: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
     for name, x in (("x0_hat", x0_hat), ("x0", x0)):
         if float(check_images(x, name).min()) >= 0:
             raise ValueError(f"{name}: expected values in [-1, 1], got none below 0 as in [0, 1] images")
+        if float(x.max() - x.min()) < 4 / 255:
+            raise ValueError(f"{name}: expected contrast, got none, as of [0, 1] images cast to bytes")
     if x0_hat.shape != x0.shape:
         raise ValueError(
             f"expected images of one shape, got {tuple(x0_hat.shape)} and {tuple(x0.shape)}: "
@@ -107,8 +109,8 @@ def evaluate(x0_hat: Tensor, x0: Tensor, metrics: Sequence[str] = ("psnr", "ssim
 
     psnr (dB, higher is better), ssim (torchmetrics, higher), lpips (AlexNet, lower) are means over
     images with a bootstrap interval; fid and kid (torch-fidelity, lower) compare the two sets, without one.
-    Raises ValueError for unknown metrics and for images of another range or of two sizes, and
-    MetricUnavailable where weights cannot be loaded or downloaded.
+    Raises ValueError for unknown metrics and for images of another range, of two sizes or without contrast,
+    and MetricUnavailable where weights cannot be loaded or downloaded.
     """
     if unknown := set(metrics) - set(METRICS):
         raise ValueError(f"expected metrics among {METRICS}, got {sorted(unknown)}")

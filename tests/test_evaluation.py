@@ -102,11 +102,12 @@ def test_fid_compares_sets_and_caches_their_features(pair, fid_weights, tmp_path
         (lambda x: x[..., :32, :32], r"one shape, got \(6, 3, 32, 32\) and \(6, 3, 64, 64\)"),
         (lambda x: x[:5], r"one shape, got \(5, "),
         (lambda x: (x + 1) / 2, r"x0_hat: .*as in \[0, 1\] images"),
+        (lambda x: to_float(((x + 1) / 2).to(torch.uint8)), "x0_hat: .*contrast, got none.*cast to bytes"),
         (to_uint8, "x0_hat: .*uint8"),
         (lambda x: (x + 1) * 127.5, r"x0_hat: .*\[-1, 1\], got"),
         (lambda x: np.asarray(x), "x0_hat: .*ndarray"),
     ],
-    ids=["two sizes", "two counts", "[0, 1]", "uint8", "[0, 255]", "numpy"],
+    ids=["two sizes", "two counts", "[0, 1]", "[0, 1] cast", "uint8", "[0, 255]", "numpy"],
 )
 def test_images_that_would_give_a_meaningless_number_are_refused(pair, change, words):
     with pytest.raises(ValueError, match=words):
