@@ -1,8 +1,8 @@
 """Restorations side by side on the same photographs: classical ones, learned ones, every sampler.
 
 A row is a restoration: `identity`, `inverse`, `tikhonov:LAM`, `wiener`, `richardson-lucy:ITERATIONS`,
-or MODEL:SAMPLER:NFE[:POWER] with a shipped model or the folder of a run, and the power of its time
-grid. Each is measured against the clean
+or MODEL:SAMPLER:NFE[:POWER[:LAM]] with a shipped model or the folder of a run, the power of its time
+grid and the weight of its data consistency. Each is measured against the clean
 photographs with 95% intervals, and against the degraded ones (consistency, in grey levels). Rows that
 are in the record already are skipped, so that a ladder grows; its first eight images are its picture.
 
@@ -57,11 +57,16 @@ def restore(row: str, x1: Tensor, blur: Separable, args: argparse.Namespace) -> 
         noise = (2 / 255) ** 2 / 12 + (2 * args.noise) ** 2
         fitted = Wiener(blur, to_float(photographs), noise)
         return fitted(x1).clamp(-1, 1), {"photographs": len(photographs), "noise": noise}
-    sampler, nfe, power = (*rest, 1)[:3]
+    sampler, nfe, power, lam = (*rest, *["1", "0"][len(rest) - 2 :])
     model, start = load_pretrained(args.models / name if (args.models / name).exists() else name), time.time()
-    x = model.restore(x1, int(nfe), sampler, args.seed, power=float(power), progress=True)  # type: ignore[arg-type]
-    how = {"sampler": sampler, "nfe": int(nfe), "power": float(power)}
-    return x, how | {"seconds": round(time.time() - start, 1), "checkpoint": model.record}
+    options: dict[str, Any] = {
+        "sampler": sampler,
+        "nfe": int(nfe),
+        "power": float(power),
+        "consistency": float(lam),
+    }
+    x = model.restore(x1, seed=args.seed, progress=True, **options)
+    return x, options | {"seconds": round(time.time() - start, 1), "checkpoint": model.record}
 
 
 def measure(

@@ -76,6 +76,7 @@ class Pretrained:
         seed: int = 0,
         *,
         power: float = 1.0,
+        consistency: float = 0.0,
         batch_size: int | None = None,
         progress: bool = False,
     ) -> Tensor:
@@ -83,8 +84,9 @@ class Pretrained:
 
         nfe: network calls. sampler: see `samplers.sample`; "sde" for the sharpest, one step or
         "ode" for the smallest error. seed: of the sampler's noise, which must not repeat noise in x1:
-        take another seed than made that. power: of the time grid, see `Schedule.grid`. batch_size: images
-        at a time; 16 on a CPU, whose cache holds them, and 64 elsewhere unless given. Sizes that the
+        take another seed than made that. power: of the time grid, see `Schedule.grid`. consistency:
+        weight lam of `Denoiser.consistent`, applied after each call; 0: not at all. batch_size: images at a
+        time; 16 on a CPU, whose cache holds them, and 64 elsewhere unless given. Sizes that the
         network cannot take are padded by reflection and cropped back. The work is done on the model's
         device, in bfloat16 where it has that, and the result is on x1's. Raises ValueError for other
         input.
@@ -102,13 +104,18 @@ class Pretrained:
         times = self.denoiser.bridge.schedule.grid(nfe, power)
         kind = auto_precision(device)
         dtype = torch.float16 if kind == "fp16" else torch.bfloat16
+
+        def denoise(xt: Tensor, t: Tensor, y: Tensor) -> Tensor:
+            x0_hat = self.denoiser(xt, t, y)
+            return self.denoiser.consistent(x0_hat, y, consistency) if consistency else x0_hat
+
         out = []
         size = batch_size or (16 if device.type == "cpu" else 64)
         for part in tqdm(padded.split(size), unit="batch", disable=None if progress else True):
             y = part.to(device)
             with torch.autocast(device.type, dtype, enabled=kind != "no"):
                 samples = sample(
-                    lambda xt, t, y=y: self.denoiser(xt, t, y),  # type: ignore[misc]
+                    lambda xt, t, y=y: denoise(xt, t, y),  # type: ignore[misc]
                     self.denoiser.bridge,
                     y,
                     nfe,

@@ -94,6 +94,19 @@ class Denoiser(nn.Module):
         assert isinstance(self.operator, Separable)
         return self.operator.inverse(x1, self.config.tikhonov)
 
+    def consistent(self, x0_hat: Tensor, x1: Tensor, lam: float) -> Tensor:
+        """x0_hat + K (x1 - H x0_hat), K = H^T (H H^T + lam)^-1: the estimate moved towards what was seen.
+
+        The best linear update where x0_hat's error is white with variance v and x1's noise has variance
+        lam v: it knows H, so even a blind model is blind no more. (B, 3, H, W) all; ValueError where the
+        degradation is not separable.   [Kalman 1960]
+        """
+        if not isinstance(self.operator, Separable):
+            raise ValueError(f"consistency needs a separable blur, got {self.operator}")
+        with torch.autocast(x0_hat.device.type, enabled=False):  # the residual is finer than bfloat16
+            residual = x1.double() - self.operator.apply(x0_hat.double())
+            return x0_hat + self.operator.inverse(residual, lam).to(x0_hat.dtype)
+
     def scalings(self, t: Tensor) -> Scalings:
         """The factors at times t, any shape.
 

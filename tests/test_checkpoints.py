@@ -188,3 +188,11 @@ def test_the_grid_s_power_reaches_the_sampler(model, x1):
     restored = model.restore(x1, nfe=3, power=2)
     torch.testing.assert_close(restored, expected.x.clamp(-1, 1), rtol=0, atol=0.02)  # bfloat16
     assert (restored - model.restore(x1, nfe=3)).abs().max() > 0.02
+
+
+def test_consistency_brings_a_restoration_closer_to_what_was_seen(model, x1):
+    blur = model.denoiser.operator
+    seen = blur.apply(x1)
+    gaps = [blur.apply(model.restore(seen, nfe=2, consistency=lam)) - seen for lam in (0, 1e-2, 1e-3)]
+    none, weak, strong = (float(gap.square().mean()) for gap in gaps)
+    assert none > 1.2 * weak > 1.44 * strong

@@ -156,3 +156,24 @@ def test_a_conditioned_denoiser_needs_x1():
     for x1 in (None, torch.zeros(1, 3, 8, 8)):
         with pytest.raises(ValueError, match=r"conditioned on x1: expected x1 of xt's shape"):
             build()(xt, t, x1)
+
+
+def test_consistent_is_the_best_linear_update_with_the_dense_operator():
+    model, lam = Denoiser(ModelConfig("unet-tiny")), 2e-3
+    a = model.operator.matrix(16)
+    h = torch.kron(a, a)
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.rand(2, 2, 3, 16, 16, generator=generator, dtype=torch.float64) - 0.5
+    flat_x, flat_y = x.flatten(2).mT, y.flatten(2).mT
+    gain = h.T @ torch.linalg.inv(h @ h.T + lam * torch.eye(256, dtype=torch.float64))
+    dense = (flat_x + gain @ (flat_y - h @ flat_x)).mT.reshape(x.shape)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = model.consistent(x, y, lam)
+    torch.testing.assert_close(ours, dense, rtol=0, atol=1e-10)
+    torch.testing.assert_close(model.consistent(x, model.operator.apply(x), lam), x, rtol=0, atol=1e-12)
+
+
+def test_consistent_needs_a_separable_blur():
+    model = Denoiser(ModelConfig("unet-tiny", degradation="jpeg"))
+    with pytest.raises(ValueError, match="consistency needs a separable blur, got JPEG"):
+        model.consistent(torch.zeros(1, 3, 16, 16), torch.zeros(1, 3, 16, 16), 1e-3)
