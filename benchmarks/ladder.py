@@ -59,14 +59,10 @@ def restore(row: str, x1: Tensor, blur: Separable, args: argparse.Namespace) -> 
         return fitted(x1).clamp(-1, 1), {"photographs": len(photographs), "noise": noise}
     sampler, nfe, power, lam = (*rest, *["1", "0"][len(rest) - 2 :])
     model, start = load_pretrained(args.models / name if (args.models / name).exists() else name), time.time()
-    options: dict[str, Any] = {
-        "sampler": sampler,
-        "nfe": int(nfe),
-        "power": float(power),
-        "consistency": float(lam),
-    }
-    x = model.restore(x1, seed=args.seed, progress=True, **options)
-    return x, options | {"seconds": round(time.time() - start, 1), "checkpoint": model.record}
+    how: dict[str, Any] = {"sampler": sampler, "nfe": int(nfe), "power": float(power)}
+    x = model.restore(x1, seed=args.seed, consistency=float(lam), progress=True, **how)
+    how |= {"lam": float(lam), "seconds": round(time.time() - start, 1)}
+    return x, how | {"checkpoint": model.record}
 
 
 def measure(
