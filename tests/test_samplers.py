@@ -161,7 +161,7 @@ def test_no_graph_is_kept():
     ("options", "message"),
     [
         ({"sampler": "ddim"}, r"sampler in \('sde', 'ode', 'dbim'\), got 'ddim'"),
-        ({"nfe": 0}, "at least one step, got n=0"),
+        ({"nfe": 0}, "at least one step and power > 0, got n=0"),
         ({"times": torch.tensor([0.9, 0.0])}, r"from 1 down to 0, got \[0.89"),
         ({"times": torch.tensor([1.0, 0.1])}, "from 1 down to 0"),
         ({"times": torch.tensor([1.0])}, "from 1 down to 0"),
