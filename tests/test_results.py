@@ -73,9 +73,8 @@ def test_the_recorded_numbers_come_out_again(name):
         assert again["ssim"].value == pytest.approx(rows[nfe]["ssim"]["value"], abs=0.001)
 
 
-RECORDS = {
-    str(f.parent.relative_to(ROOT / "data" / "runs")): f for f in ROOT.glob("data/runs/**/metrics.json")
-}
+RUNS = ROOT / "data" / "runs"
+RECORDS = {str(f.parent.relative_to(RUNS)): f for f in sorted(RUNS.glob("**/metrics.json"))}
 
 
 @pytest.mark.parametrize("name", RECORDS)
