@@ -1,9 +1,10 @@
 """What several restorations of one photograph say: how far they differ, and whether they should.
 
-A row is MODEL:SAMPLER:NFE. Each degraded photograph, made as in the model's own training, is restored
-`--samples` times, with one seed each; `evaluation.calibration` compares the spread with the error. The
-first four photographs, as the first row of each model restores them, are the picture: clean, degraded,
-four samples, mean, standard deviation. Rows that are in the record already are skipped, so that it grows.
+A row is MODEL:SAMPLER:NFE[:POWER], with the power of its time grid. Each degraded photograph, made as in
+the model's own training, is restored `--samples` times, with one seed each; `evaluation.calibration`
+compares the spread with the error. The first four photographs, as the first row of each model restores
+them, are the picture: clean, degraded, four samples, mean, standard deviation. Rows that are in the
+record already are skipped, so that it grows.
 
     python benchmarks/diversity.py --data PATH --rows celeba64-deblur:sde:10 celeba64-deblur-noisy:sde:10
 """
@@ -41,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="clean photographs")
     parser.add_argument("--split", default=None)
-    parser.add_argument("--rows", nargs="+", required=True, help="MODEL:SAMPLER:NFE")
+    parser.add_argument("--rows", nargs="+", required=True, help="MODEL:SAMPLER:NFE[:POWER]")
     parser.add_argument("--models", type=Path, default=Path("runs"), help="folder of unshipped runs")
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--limit", type=int, default=64)
@@ -66,18 +67,20 @@ def main() -> None:
         old = json.loads(file.read_text())
         if (old["data"], old["config_hash"]) != (record["data"], record["config_hash"]):
             raise SystemExit(f"{file}: holds results of other photographs or another configuration")
-        record, shown = old, [to_float(to_tensor(open_image(picture)))]
+        lines = SHOWN * len({r["model"] for r in old["results"]})  # the picture may have more
+        record, shown = old, [to_float(to_tensor(open_image(picture)))[:, : lines * x0.shape[-2]]]
     for row in args.rows:
         if row in {r["row"] for r in record["results"]}:
             continue
-        name, sampler, nfe = row.split(":")
+        name, sampler, nfe, power = [*row.split(":"), "1"][:4]
         model = load_pretrained(args.models / name if (args.models / name).exists() else name)
         x1 = create_pair_maker(model.record["training"])(x0, torch.Generator().manual_seed(args.seed))
         seeds = range(args.seed + 1, args.seed + 1 + args.samples)  # other noise than the degradation's
-        samples = torch.stack([model.restore(x1, int(nfe), sampler, seed) for seed in seeds])  # type: ignore[arg-type]
+        how: dict[str, Any] = {"sampler": sampler, "nfe": int(nfe), "power": float(power)}
+        samples = torch.stack([model.restore(x1, seed=seed, **how) for seed in seeds])
         one = model.restore(x1, nfe=1)
         found = calibration(samples, x0, lpips=True)
-        result = {"row": row, "model": name, "sampler": sampler, "nfe": int(nfe), **found._asdict()}
+        result = {"row": row, "model": name, **how, **found._asdict()}
         result["ranks"] = [round(share, 5) for share in found.ranks.tolist()]
         # root mean squares in grey levels: error of a sample, of one network call, and between the two
         result["rms"] = {"sample": rms(samples, x0), "one_call": rms(one, x0), "moved": rms(samples, one)}

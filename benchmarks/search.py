@@ -78,6 +78,9 @@ VARIANTS = [
     Variant("steep beta", "schedule's shape, same sigma_1", {"beta_min": 1e-3, "beta_max": 1.5294}),
     Variant("dropout 0.1", "dropout", {"dropout": 0.1}),
     Variant("wide", "width: unet-small", {"network": "unet-small"}),
+    Variant("sigma_1 = 2.0", "noise of the bridge", scaled(2.0)),
+    Variant("aware, sigma_1 = 1.0", "both", {"tikhonov": 2e-4} | scaled(1.0)),
+    Variant("aware, lr 5e-3", "both", {"tikhonov": 2e-4, "lr": 5e-3}),
     Variant("cunet, eps", "the report's network and target, 200 steps, lr 3e-4", CUNET),
 ]
 
@@ -196,7 +199,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/search"), help="weights of the rows")
     args = parser.parse_args()
     file, source = args.out / "metrics.json", Path(args.data).name
-    rows = json.loads(file.read_text())["results"] if file.exists() else []
+    old = json.loads(file.read_text()) if file.exists() else {}
+    rows = old.get("results", [])
     for variant in (v for v in VARIANTS if v.name not in {r["name"] for r in rows}):
         place = {"data": args.data, "out": str(args.work / variant.name), "progress": False}
         run = Run(TrainConfig(**BASE | place | variant.changes), variant)
@@ -210,6 +214,7 @@ def main() -> None:
         config = dataclasses.asdict(run.config) | {"data": source, "out": variant.name, "variant": beside}
         rows.append(row(variant.name, variant.changed, config, run.restore()))
         rows[-1]["parameters"] = sum(p.numel() for p in run.model.parameters())
+        rows[-1] |= {"git_commit": git_commit(), "device": device_name(run.device)}
         images = {"images": len(run.held) + len(run.batches.images), "fingerprint": run.fingerprint}
         record = {
             "data": {"source": source, **images},
@@ -218,6 +223,10 @@ def main() -> None:
             "held_out": {"images": len(run.held), "fingerprint": fingerprint(run.held)},
             "results": rows,
         }
+        kept = ("data", "held_out", "precision")
+        if any(old.get(k, record[k]) != record[k] for k in kept):
+            raise SystemExit(f"{file}: holds a search with other photographs or another precision")
+        record |= {k: old[k] for k in ("git_commit", "device") if k in old}  # of the first rows
         atomic_write(file, lambda path, record=record: path.write_text(json.dumps(record, indent=1) + "\n"))
         numbers = [v for m in rows[-1]["values"].values() for v in m.values()]
         print(f"{variant.name:26s}" + " ".join(f"{v:8.4f}" for v in numbers), flush=True)

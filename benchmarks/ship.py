@@ -112,6 +112,8 @@ def main() -> None:
     parser.add_argument("--nfe", nargs="+", default=["1", "2", "5", "10"])
     parser.add_argument("--card", action="store_true")
     args = parser.parse_args()
+    if not (args.test or args.card):
+        parser.error("expected --test, the clean photographs that the card's numbers are of")
     name = args.run.name
     out, shipped = Path("data/runs") / name, Path("data/checkpoints") / name
     if not args.card:

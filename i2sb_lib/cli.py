@@ -6,8 +6,10 @@ Exit codes: 0 done, 1 an error told in one sentence on stderr, 2 wrong usage, 13
 import dataclasses
 import itertools
 import json
+import math
 import shutil
 import sys
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from i2sb_lib.checkpoints import DEFAULT, SHIPPED, device_name, load_pretrained
 from i2sb_lib.config import PRESETS, TrainConfig, create_pair_maker
-from i2sb_lib.data import fingerprint, load_images
+from i2sb_lib.data import fingerprint, is_image, load_images
 from i2sb_lib.degradations import create_degradation
 from i2sb_lib.evaluation import MetricUnavailable, evaluate, git_commit
 from i2sb_lib.images import SUFFIXES, atomic_write, open_image, save_image, to_float, to_tensor
@@ -31,34 +33,41 @@ Source = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
 Target = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")]
 
 
-def _noise(seed: int) -> torch.Generator:
+def _noise(seed: int, name: str = "") -> torch.Generator:
     """A degradation's randomness: another stream than the sampler's, which must not repeat x1's noise."""
-    return torch.Generator().manual_seed(seed + 2**31)
+    return torch.Generator().manual_seed(seed + 2**31 + zlib.crc32(name.encode()))
 
 
-def _each_image(source: Path, target: Path, work: Callable[[Tensor], Tensor]) -> None:
-    """Run `work` on one image or on every image of a folder; the same names come out."""
+def _each_image(source: Path, target: Path, work: Callable[[Tensor, str], Tensor]) -> None:
+    """Run `work` on one image or on every image of a folder, with its name there; the same names come out."""
     if not source.exists():
         raise ValueError(f"expected an image or a folder at {source}, got nothing there")
-    inside = sorted(f for f in source.rglob("*") if f.suffix.lower() in SUFFIXES)
-    files = inside if source.is_dir() else [source]
+    if source.resolve() == target.resolve():
+        raise ValueError(f"expected a target beside the source, got {target} for both")
+    named = target.suffix.lower() in SUFFIXES and not target.is_dir()
+    if source.is_dir() and named:
+        raise ValueError(f"expected a folder as the target of a folder, got {target}")
+    if not source.is_dir() and target.suffix and not named and not target.is_dir():
+        raise ValueError(f"expected a folder or an image ({', '.join(SUFFIXES)}) as the target, got {target}")
+    inside = (f for f in source.rglob("*") if is_image(f.name) and f.is_file())
+    files = sorted(f for f in inside if target not in f.parents) if source.is_dir() else [source]
     if not files:
         raise ValueError(f"{source}: expected images ({', '.join(SUFFIXES)}), got none")
-    failed = 0
+    failed = []
     for file in files:
-        out = target / file.relative_to(source) if source.is_dir() else target
-        if out.suffix.lower() not in SUFFIXES:
-            out = out / file.name
+        name = file.relative_to(source).as_posix() if source.is_dir() else ""
+        out = target if named else target / (name or file.name)
         try:
             x = to_float(to_tensor(open_image(file)))[None]
-            out.parent.mkdir(parents=True, exist_ok=True)
-            save_image(work(x)[0], out)
+            save_image(work(x, name)[0], out)
             print(out)
         except ValueError as error:  # the others can still be done
-            failed += 1
-            print(f"i2sb: {error}", file=sys.stderr)
+            failed.append(error if str(file) in str(error) else ValueError(f"{file}: {error}"))
+    for error in failed[1:]:
+        print(f"i2sb: {error}", file=sys.stderr)
     if failed:
-        raise ValueError(f"{failed} of {len(files)} images could not be read; the others were written")
+        rest = f"; {len(files) - len(failed)} of {len(files)} images were written" if len(files) > 1 else ""
+        raise ValueError(f"{failed[0]}{rest}")
 
 
 @dataclass
@@ -71,6 +80,8 @@ class Restore:
     nfe: int = 10  # network calls
     sampler: Sampler = "sde"  # sde is sharpest, ode has the smallest error
     seed: int = 0  # of the sampler's noise
+    power: float = 1.0  # of the time grid; 2 puts more of few calls near the clean end
+    consistency: float = 0.0  # weight of the measurement, where the blur is known; 0: none
     # degrade the image first, for a demonstration: degraded and restored come out side by side
     degrade: bool = False
 
@@ -78,9 +89,10 @@ class Restore:
         model = load_pretrained(self.checkpoint)
         degrade = create_pair_maker(model.record["training"])
 
-        def work(x: Tensor) -> Tensor:
-            x1 = degrade(x, _noise(self.seed)) if self.degrade else x
-            x0_hat = model.restore(x1, self.nfe, self.sampler, self.seed)
+        def work(x: Tensor, name: str) -> Tensor:
+            x1 = degrade(x, _noise(self.seed, name)) if self.degrade else x
+            how: dict[str, Any] = {"power": self.power, "consistency": self.consistency}
+            x0_hat = model.restore(x1, self.nfe, self.sampler, self.seed, **how)
             return torch.cat([x1, x0_hat], dim=-1) if self.degrade else x0_hat
 
         _each_image(self.source, self.target, work)
@@ -100,7 +112,7 @@ class Degrade:
 
     def run(self) -> None:
         degrade = create_degradation(self.name, noise=self.noise, quantise=True, **self.options)
-        _each_image(self.source, self.target, lambda x: degrade(x, _noise(self.seed)))
+        _each_image(self.source, self.target, lambda x, name: degrade(x, _noise(self.seed, name)))
 
 
 @dataclass
@@ -110,45 +122,69 @@ class Evaluate:
     checkpoint: str = DEFAULT  # a shipped model, a run's folder or a hub id
     data: str = "embedded"  # clean images: embedded, a folder, a zip, parquet or a hub id
     split: str | None = None  # which split of them; test or validation unless said
-    nfe: tuple[int, ...] = (1, 10)  # network calls, each a row
+    nfe: tuple[int, ...] | None = None  # network calls, each a row; 1 and 10, or 1 for a regression
     samplers: tuple[Sampler, ...] = ("sde",)  # each with each nfe
     metrics: tuple[str, ...] = ("psnr", "ssim")  # among psnr ssim lpips fid kid
     limit: int | None = None  # only the first so many images
     seed: int = 0  # of the degradation and the samplers
+    power: float = 1.0  # of the time grid; 2 puts more of few calls near the clean end
+    consistency: float = 0.0  # weight of the measurement, where the blur is known; 0: none
     out: str | None = None  # folder for metrics.json, a contact sheet and a copy of the run's history
 
     def run(self) -> None:
         model = load_pretrained(self.checkpoint)
         training = model.record["training"]
-        clean = load_images(self.data, self.split, training["size"])[: self.limit]
+        alone = training.get("process") == "regression"
+        calls = ((1,) if alone else (1, 10)) if self.nfe is None else self.nfe
+        if min(calls, default=0) < 1 or (alone and set(calls) != {1}):
+            raise ValueError(f"expected nfe of {'1: a regression' if alone else 'at least 1'}, got {calls}")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"expected a limit of at least 1, got {self.limit}")
+        clean = load_images(self.data, self.split, training["size"])
+        if fingerprint(clean) == model.record["data_fingerprint"]:
+            print("i2sb: these are the images that the model was trained on", file=sys.stderr)
+        clean = clean[: self.limit]
         x0, degrade = to_float(clean), create_pair_maker(training)
         x1 = degrade(x0, _noise(self.seed))
-        rows, sheet = [], [x0[:8], x1[:8]]
-        print(f"{len(x0)} images, {degrade}")
-        print("  ".join(f"{h:>9}" for h in ("sampler", "nfe", *self.metrics)))
-        for sampler, nfe in [("identity", 0), *((s, n) for s in self.samplers for n in self.nfe)]:
-            x = model.restore(x1, nfe, sampler, self.seed, progress=True) if nfe else x1  # type: ignore[arg-type]
-            result = evaluate(x, x0, self.metrics)
-            values = {k: {"value": m.value, "low": m.low, "high": m.high} for k, m in result.items()}
-            rows.append({"sampler": sampler, "nfe": nfe, **values})
-            cells = [f"{sampler:>9}", f"{nfe:>9}", *(f"{m.value:9.4f}" for m in result.values())]
-            print("  ".join(cells), flush=True)
-            sheet += [x[:8]] if nfe else []
-        if self.out is None:
-            return
+        rows: list[dict[str, Any]] = []
+        sheet = [x0[:8], x1[:8]]
         content = {
             "data": {"source": Path(self.data).name, "images": len(x0), "fingerprint": fingerprint(clean)},
             "seed": self.seed,
+            **({"power": self.power} if self.power != 1 else {}),
+            **({"consistency": self.consistency} if self.consistency else {}),
             "git_commit": git_commit(),
             "device": device_name(next(model.denoiser.parameters()).device),
             "checkpoint": model.record,
             "results": rows,
         }
+        print(f"{len(x0)} images, {degrade}")
+        print("  ".join(f"{h:>9}" for h in ("sampler", "nfe", *self.metrics)))
+        how: dict[str, Any] = {"power": self.power, "consistency": self.consistency, "progress": True}
+        for sampler, nfe in [("identity", 0), *((s, n) for s in self.samplers for n in calls)]:
+            x = model.restore(x1, nfe, sampler, self.seed, **how) if nfe else x1  # type: ignore[arg-type]
+            result = evaluate(x, x0, self.metrics)
+            values = {
+                k: {n: _plain(getattr(m, n)) for n in ("value", "low", "high")} for k, m in result.items()
+            }
+            rows.append({"sampler": sampler, "nfe": nfe, **values})
+            cells = [f"{sampler:>9}", f"{nfe:>9}", *(f"{m.value:9.4f}" for m in result.values())]
+            print("  ".join(cells), flush=True)
+            sheet += [x[:8]] if nfe else []
+            if self.out is not None:  # after each row: the rows before a failure are kept
+                file = Path(self.out) / "metrics.json"
+                atomic_write(file, lambda p: p.write_text(json.dumps(content, indent=1) + "\n"))
+        if self.out is None:
+            return
         out, history = Path(self.out), model.folder / "history.json"
-        atomic_write(out / "metrics.json", lambda p: p.write_text(json.dumps(content, indent=1) + "\n"))
         save_image(torch.cat([torch.cat(list(r), dim=-1) for r in sheet], dim=-2), out / "restored.png")
         if history.exists() and model.folder.resolve() != out.resolve():
             shutil.copy(history, out / "history.json")
+
+
+def _plain(value: float) -> float | None:
+    """A number as JSON has it; None stands for an infinite PSNR, where every byte is right."""
+    return value if math.isfinite(value) else None
 
 
 @dataclass
@@ -178,7 +214,7 @@ class Train:
     resume: bool = False  # go on with the run in --out
     preset: Literal["embedded", "celeba64-deblur", "celeba64-deblur-blind", "celeba64-deblur-noisy",
                     "celeba64-deblur-cunet"] | None = None  # fmt: skip
-    """start from the flags of one of the book's runs"""
+    """start from the flags of the demonstration or of a full-size run for a GPU"""
 
     def run(self) -> None:
         result = train(self.config, self.resume)
@@ -191,6 +227,19 @@ class Train:
 COMMANDS = {"train": Train, "restore": Restore, "degrade": Degrade, "evaluate": Evaluate, "info": Info}
 
 
+def _start(args: list[str]) -> Train:
+    """What the flags of `train` start from: the run that is resumed, a preset, or the defaults."""
+    flags = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--") else [arg])]
+    given = {a: b for a, b in itertools.pairwise(flags) if a in ("--preset", "--out")}
+    state = Path(given.get("--out", TrainConfig().out)) / "state.pt"
+    if "--resume" in flags and "--preset" not in given and state.exists():
+        try:
+            return Train(TrainConfig(**torch.load(state, weights_only=True, mmap=True)["config"]))
+        except Exception:  # the training says what is wrong with it
+            return Train(TrainConfig())
+    return Train(PRESETS.get(given.get("--preset", ""), TrainConfig()))
+
+
 def main(args: list[str] | None = None) -> None:
     """Entry point; leaves by SystemExit where a command fails."""
     name, *rest = (sys.argv[1:] if args is None else args) or ["--help"]
@@ -198,8 +247,7 @@ def main(args: list[str] | None = None) -> None:
         asked = name in ("-h", "--help")
         print(__doc__ if asked else f"i2sb: expected one of {list(COMMANDS)}, got {name!r}")
         sys.exit(0 if asked else 2)
-    preset = next((b for a, b in itertools.pairwise(rest) if a == "--preset"), "")
-    default = Train(PRESETS.get(preset, TrainConfig())) if name == "train" else None
+    default = _start(rest) if name == "train" else None
     command: Any = tyro.cli(COMMANDS[name], prog=f"i2sb {name}", args=rest, default=default)
     try:
         command.run()

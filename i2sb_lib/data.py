@@ -6,6 +6,7 @@ parquet in the hub's format (a file or a folder of shards), or a hub id such as
 resized with Pillow's Lanczos filter, which is antialiased; 64 x 64 images pass unchanged.
 """
 
+import contextlib
 import hashlib
 import io
 import os
@@ -13,12 +14,13 @@ import re
 import zipfile
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pyarrow
 import pyarrow.parquet
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -81,20 +83,34 @@ def _crops(split: str, size: int) -> Iterator[tuple[str, Image.Image]]:
                     yield where, small.crop((left, top, left + size, top + size))
 
 
-def _pick_split(names: set[str], split: str | None, source: str) -> str:
-    """The split to read: the one asked for, or the only one, or test, or validation."""
-    wanted = [split] if split else [*(names if len(names) == 1 else []), "test", "validation"]
-    if found := [w for w in wanted if w in names]:
-        return found[0]
-    raise ValueError(f"{source}: expected split {split or 'test'!r}, got splits {sorted(names)}")
+def _of_split(names: list[str], split: str | None, source: str) -> list[int]:
+    """Positions of one split's files, by the first part of each name that starts with a split's name.
+
+    The split that is asked for, or the only one, or test, or validation; all files of a source without
+    splits, which is training data unless nothing is asked for.
+    """
+    parts = [re.findall(r"(?:^|/)(train|val|valid|validation|test)(?=$|[-_./])", n, re.I) for n in names]
+    tags = ["validation" if p and p[0][:3].lower() == "val" else p[0].lower() if p else None for p in parts]
+    known = {tag for tag in tags if tag}
+    if not known:
+        if split not in (None, "train"):
+            raise ValueError(f"{source}: expected split {split!r}, got no splits: leave it out to take all")
+        return list(range(len(names)))
+    wanted = [split] if split else [*(known if len(known) == 1 else []), "test", "validation"]
+    found = next((w for w in wanted if w in known), None)
+    if found is None:
+        raise ValueError(f"{source}: expected split {split or 'test'!r}, got splits {sorted(known)}")
+    return [i for i, tag in enumerate(tags) if tag == found]
 
 
-def _of_split(files: list[Path], split: str | None, source: str) -> list[Path]:
-    """Keep the shards or sub-folders of one split, where file or folder names carry splits."""
-    tags = {f: re.match(r"(train|validation|test)(?=$|[-_.])", f.name) for f in files}
-    found = {m.group(1) for m in tags.values() if m}
-    chosen = _pick_split(found, split, source) if found else None
-    return [f for f, m in tags.items() if not found or (m and m.group(1) == chosen)]
+def is_image(name: str) -> bool:
+    """Whether a file's name says so: its suffix, and not a Mac's shadow of another file."""
+    path = PurePosixPath(name)
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith("._") and "__MACOSX" not in path.parts
+
+
+def _folder(name: str) -> str:
+    return str(PurePosixPath(name).parent)
 
 
 def _from_bytes(data: bytes, name: str) -> tuple[str, Image.Image]:
@@ -117,12 +133,12 @@ def _parquet(files: list[Path]) -> Iterator[tuple[str, Image.Image]]:
             raise ValueError(f"{file}: expected parquet in the hub's format, got: {error}") from None
 
 
-def _zip(path: Path) -> Iterator[tuple[str, Image.Image]]:
+def _zip(path: Path, split: str | None) -> Iterator[tuple[str, Image.Image]]:
     try:
         with zipfile.ZipFile(path) as archive:
-            for name in sorted(archive.namelist()):
-                if name.lower().endswith(SUFFIXES) and "__MACOSX" not in name:
-                    yield _from_bytes(archive.read(name), f"{path}/{name}")
+            names = sorted(filter(is_image, archive.namelist()))
+            for i in _of_split([_folder(name) for name in names], split, str(path)):
+                yield _from_bytes(archive.read(names[i]), f"{path}/{names[i]}")
     except (zipfile.BadZipFile, zlib.error, RuntimeError) as error:  # RuntimeError: encrypted
         raise ValueError(f"{path}: expected a complete zip file, got: {error}") from None
 
@@ -146,20 +162,20 @@ def _open_source(source: str, split: str | None) -> tuple[list[Path], Iterator[t
         path = _download(source)
     if path.is_dir():
         if shards := sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet")):
-            shards = _of_split(shards, split, source)
+            shards = [shards[i] for i in _of_split([f.name for f in shards], split, source)]
             return shards, _parquet(shards)
-        folders = _of_split([p for p in sorted(path.iterdir()) if p.is_dir()], split, source)
-        tagged = any(f.name in ("train", "validation", "test") for f in folders)
-        roots = folders if tagged else [path]
-        files = sorted(f for r in roots for f in r.rglob("*") if f.suffix.lower() in SUFFIXES)
+        files = sorted(f for f in path.rglob("*") if is_image(f.name) and f.is_file())
+        places = [_folder(f.relative_to(path).as_posix()) for f in files]
+        files = [files[i] for i in _of_split(places, split, source)]
         return files, ((str(f), open_image(f)) for f in files)
     if path.suffix in (".parquet", ".zip") and path.is_file():
-        return [path], _parquet([path]) if path.suffix == ".parquet" else _zip(path)
+        return [path], _parquet([path]) if path.suffix == ".parquet" else _zip(path, split)
     raise ValueError(f"{source}: expected a folder, a .zip or a .parquet file, got none there")
 
 
-def _content_key(files: list[Path], size: int) -> str:
-    digest = hashlib.sha256(f"{_FORMAT}:{size}".encode())
+def _content_key(files: list[Path], size: int, split: str | None) -> str:
+    inside = f":{split}" if files and files[0].suffix == ".zip" else ""  # elsewhere a split is its files
+    digest = hashlib.sha256(f"{_FORMAT}:{size}{inside}".encode())
     for file in files:
         digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()[:24]
@@ -178,9 +194,10 @@ def load_images(source: str, split: str | None = None, size: int = 64, progress:
         images = _crops(split or "test", size)
     else:
         files, images = _open_source(str(source), split)
-    cached = cache_dir() / f"{_content_key(files, size)}.safetensors"
+    cached = cache_dir() / f"{_content_key(files, size, split)}.safetensors"
     if files and cached.exists():
-        return load_file(cached)["images"]
+        with contextlib.suppress(SafetensorError):  # a damaged cache is made again
+            return load_file(cached)["images"]
     bar = tqdm(images, desc="preparing images", unit="image", disable=None if progress else True)
     pixels = [fit(image, size, where) for where, image in bar]
     if not pixels:

@@ -1,8 +1,8 @@
 r"""Degradations x0 -> x1 of images: batched, on any device, differentiable where they are linear.
 
-Every operator maps float images (B, 3, H, W) in [-1, 1] to the same shape and range; what is random
-in one draws from the generator it is given. Blur and shrinking act on rows and columns apart, so
-they are two matrices, H(X) = A_h X A_w^T, and their adjoint and inverse are exact.
+Every operator maps float images (B, 3, H, W) in [-1, 1] to the same shape and, but for noise, the same
+range; what is random in one draws from the generator it is given. Blur and shrinking act on rows and
+columns apart, so they are two matrices, H(X) = A_h X A_w^T, and their adjoint and inverse are exact.
 """
 
 import dataclasses
@@ -76,8 +76,11 @@ class Separable(Degradation):
         """Tikhonov's argmin_x |Hx - y|^2 + lam |x|^2, in float64 by the SVD A = U S V^T of each side.
 
         The singular values of H are the products s_ij = s_i s_j and each component of y is
-        multiplied by s_ij / (s_ij^2 + lam). lam = 0 is the exact inverse where H has one.
+        multiplied by s_ij / (s_ij^2 + lam). lam = 0 is the exact inverse where H has one. ValueError
+        unless lam is finite and not negative.
         """
+        if not 0 <= lam < float("inf"):
+            raise ValueError(f"expected a finite weight of at least 0, got {lam}")
         (u_h, s_h, v_h), (u_w, s_w, v_w) = (_svd(self, n, y.device) for n in y.shape[-2:])
         s = s_h[:, None] * s_w
         return (v_h.T @ (u_h.T @ y.double() @ u_w * (s / (s**2 + lam))) @ v_w).to(y.dtype)
@@ -273,7 +276,9 @@ def create_degradation(
     known = {f.name: f.type for f in dataclasses.fields(cls) if f.name not in fixed}  # type: ignore[arg-type]
     if unknown := set(options) - set(known):
         raise ValueError(f"{name} takes {list(known)}, got {sorted(unknown)}")
-    # the command line gives every option as a float
-    options = {k: int(v) if known[k] == "int" else v for k, v in options.items()}
+    for k, v in options.items():  # the command line gives every option as a float
+        if known[k] is int and v != int(v):
+            raise ValueError(f"expected {k} to be a whole number, got {v}")
+    options = {k: int(v) if known[k] is int else v for k, v in options.items()}
     parts = (cls(**fixed, **options), *[Noise(noise)] * bool(noise), *[Quantise()] * quantise)
     return parts[0] if len(parts) == 1 else Compose(parts)

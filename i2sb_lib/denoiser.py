@@ -97,9 +97,9 @@ class Denoiser(nn.Module):
     def consistent(self, x0_hat: Tensor, x1: Tensor, lam: float) -> Tensor:
         """x0_hat + K (x1 - H x0_hat), K = H^T (H H^T + lam)^-1: the estimate moved towards what was seen.
 
-        The best linear update where x0_hat's error is white with variance v and x1's noise has variance
-        lam v: it knows H, so even a blind model is blind no more. (B, 3, H, W) all; ValueError where the
-        degradation is not separable.   [Kalman 1960]
+        The best linear update where x0_hat's error is white with variance v and unrelated to x1's noise,
+        whose variance is lam v: it knows H, so even a blind model is blind no more. (B, 3, H, W) all;
+        ValueError where the degradation is not separable.   [Kalman 1960]
         """
         if not isinstance(self.operator, Separable):
             raise ValueError(f"consistency needs a separable blur, got {self.operator}")
@@ -132,14 +132,17 @@ class Denoiser(nn.Module):
         skip_t, skip_g = v / (var + v * a), rho * var / (var + v * a)
         return Scalings(skip_t, -b * skip_t, skip_g, (var * skip_t).sqrt(), power.rsqrt(), m11**-0.5)
 
-    def forward(self, xt: Tensor, t: Tensor, x1: Tensor | None = None) -> Tensor:
-        """x0_hat, float32 (B, 3, H, W), from xt of that shape, t (B,) and, with cond_x1, x1."""
+    def forward(self, xt: Tensor, t: Tensor, x1: Tensor | None = None, g: Tensor | None = None) -> Tensor:
+        """x0_hat, float32 (B, 3, H, W), from xt of that shape, t (B,) and, with cond_x1, x1.
+
+        g: `guess(x1)`, where it is known already.
+        """
         s = self.scalings(expand(t, xt))
         if not self.config.cond_x1:
             return s.skip_t * xt + s.out * self._raw([s.in_t * xt], t)
         if x1 is None or x1.shape != xt.shape:
             raise ValueError("this denoiser is conditioned on x1: expected x1 of xt's shape")
-        g = self.guess(x1)
+        g = self.guess(x1) if g is None else g
         planes = [s.in_t * xt, s.in_1 * x1] + [s.in_1 * g] * bool(self.config.tikhonov)
         return s.skip_t * xt + s.skip_1 * x1 + s.skip_g * g + s.out * self._raw(planes, t)
 

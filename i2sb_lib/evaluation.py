@@ -39,6 +39,9 @@ def bootstrap(values: Tensor, n: int = 2000, seed: int = 0) -> Metric:
     generator = torch.Generator().manual_seed(seed)
     values = values.detach().double().cpu()
     means = values[torch.randint(len(values), (n, len(values)), generator=generator)].mean(1)
+    if not bool(values.isfinite().all()):  # a PSNR where every byte is right
+        mean = float(values.mean())
+        return Metric(mean, mean, mean, values)
     low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=means.dtype)).tolist()
     return Metric(float(values.mean()), low, high, values)
 
@@ -121,7 +124,10 @@ def evaluate(x0_hat: Tensor, x0: Tensor, metrics: Sequence[str] = ("psnr", "ssim
         if sets := {"fid", "kid"} & set(metrics):
             out |= _fidelity(x, y, sets)
     except (ImportError, OSError) as error:  # no package, or no weights and no network
-        raise MetricUnavailable(f"{', '.join(metrics)}: a metric cannot be loaded ({error})") from error
+        raise MetricUnavailable(
+            f"{', '.join(metrics)}: a metric cannot be loaded ({error}). "
+            'The packages are those of pip install "i2sb-lib[metrics]"'
+        ) from error
     return {name: out[name] for name in metrics}
 
 
@@ -132,8 +138,8 @@ def consistency(x0_hat: Tensor, x1: Tensor, operator: Callable[[Tensor], Tensor]
     x0_hat is rounded to 8 bits first. Zero says that the restoration explains what was seen, not
     that it is right; with x1 rounded, the clean image itself has 12^-1/2 = 0.29.
     """
-    x, y = _check_pair(x0_hat, x1)
-    return bootstrap(127.5 * (operator(x) - y).square().flatten(1).mean(1).sqrt())
+    x, _ = _check_pair(x0_hat, x1)
+    return bootstrap(127.5 * (operator(x) - x1).square().flatten(1).mean(1).sqrt())
 
 
 class Calibration(NamedTuple):

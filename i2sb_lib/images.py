@@ -65,12 +65,22 @@ def open_image(file: str | Path | object) -> Image.Image:
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """Any image as uint8 (3, H, W): grey is repeated, alpha is composed over white."""
+    """Any image as uint8 (3, H, W): grey is repeated, alpha is composed over white.
+
+    Raises ValueError for pixels of no known scale: floats, and integers beyond 16 bits.
+    """
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     if image.mode.startswith("I"):  # 16-bit greyscale: PIL's own conversion would clip it
-        image = Image.fromarray(((np.asarray(image, dtype=np.int64) + 128) // 257).astype(np.uint8))
+        pixels = np.asarray(image, dtype=np.int64)
+        if image.mode == "I" and not (pixels.min() >= 0 and 255 < pixels.max() < 65536):
+            raise ValueError(
+                f"expected 8 or 16 bits a pixel, got integers from {pixels.min()} to {pixels.max()}"
+            )
+        image = Image.fromarray(((pixels + 128) // 257).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("expected 8 or 16 bits a pixel, got floats, whose white is not known")
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
@@ -86,7 +96,13 @@ def atomic_write(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def save_image(x: Tensor, path: str | Path) -> None:
-    """Write one (3, H, W) image, uint8 or float in [-1, 1]; the file appears whole or not at all."""
+    """Write one (3, H, W) image, uint8 or float in [-1, 1]; the file appears whole or not at all.
+
+    By its suffix: JPEG at quality 95 with full chroma, all others without loss.
+    """
     path = Path(path)
     x = x if x.dtype == torch.uint8 else to_uint8(x)
-    atomic_write(path, Image.fromarray(x.permute(1, 2, 0).cpu().numpy()).save)
+    jpeg = path.suffix.lower() in (".jpg", ".jpeg")
+    how: dict[str, Any] = {"quality": 95, "subsampling": 0} if jpeg else {"lossless": True}
+    image = Image.fromarray(x.permute(1, 2, 0).cpu().numpy())
+    atomic_write(path, lambda p: image.save(p, **how))

@@ -83,7 +83,7 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, resume: bool = False) -> None:
         self.config, self.out = config, Path(config.out)
-        if not resume and (self.out / "state.pt").exists():
+        if not resume and any((self.out / name).exists() for name in ("state.pt", "model.json")):
             raise TrainingError(f"{self.out} holds a run; give --resume to go on, or another --out")
         gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
         cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not gpu  # else several CPU processes stay apart
@@ -143,7 +143,10 @@ class Trainer:
         path = self.out / "state.pt"
         if not path.exists():
             raise TrainingError(f"expected a run to resume at {path}, got no file")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # cut or damaged: pickle, zip and torch each have their own
+            raise TrainingError(f"{path}: expected a complete state, got: {error}") from error
         ours = dataclasses.asdict(self.config)
         theirs = dataclasses.asdict(TrainConfig()) | state["config"]  # a new field has its default
         changed = [k for k in ours if k not in FREE_ON_RESUME and ours[k] != theirs[k]]

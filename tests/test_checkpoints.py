@@ -9,8 +9,10 @@ from safetensors.torch import load_file
 
 from i2sb_lib import checkpoints
 from i2sb_lib.checkpoints import SHIPPED, Pretrained, atomic_write, load_pretrained, save_pretrained
+from i2sb_lib.data import load_images
+from i2sb_lib.degradations import create_degradation
 from i2sb_lib.denoiser import Denoiser, ModelConfig
-from i2sb_lib.images import psnr
+from i2sb_lib.images import psnr, to_float
 from i2sb_lib.samplers import sample
 
 NAMES = sorted({f.parent.name for s in SHIPPED for f in s.glob("*/model.json")})
@@ -130,10 +132,22 @@ def test_any_size_is_padded_and_cropped_back(model, size):
 
 
 def test_padding_does_not_reach_far_into_the_image(model):
-    """With ode, one more row below changes the pixels above only as far as the network sees."""
+    """The image goes on by its reflection, and the rest is cut off."""
     x1 = torch.rand(1, 3, 61, 48) * 2 - 1
-    reflected = torch.cat([x1, x1[:, :, 57:60].flip(2)], dim=2)
+    reflected = torch.nn.functional.pad(x1, (0, 0, 0, 19), mode="reflect")
     assert torch.allclose(model.restore(x1, 1), model.restore(reflected, 1)[:, :, :61], atol=1e-5)
+
+
+@pytest.mark.skipif(not NAMES, reason="this checkout ships no weights")
+@pytest.mark.parametrize("consistency", [0.0, 1e-3])
+def test_sizes_that_do_not_fit_are_restored_as_well_as_those_that_do(consistency):
+    """The blur has its border at the image's side, not where the padding ends."""
+    model, blur = load_pretrained("celeba64-deblur", "cpu"), create_degradation("blur-gauss", quantise=True)
+    x0, quality = to_float(load_images("embedded", "test", 64, progress=False))[:8], {}
+    for n in (64, 60, 57):
+        x1 = blur(x0[..., :n, :n])
+        quality[n] = psnr(model.restore(x1, 1, consistency=consistency), x0[..., :n, :n]).mean()
+    assert min(quality.values()) > quality[64] - 1
 
 
 def test_seeds_matter_for_the_sde_and_not_for_the_ode(model, x1):

@@ -70,6 +70,23 @@ def test_a_preset_sets_flags_that_later_flags_change(monkeypatch, capsys):
     assert "finished at step 1 of 60000, psnr_1 20.0" in capsys.readouterr().out
 
 
+def test_a_preset_may_be_joined_by_an_equals_sign(monkeypatch):
+    seen = []
+    fake = {"finished": True, "step": 1}
+    monkeypatch.setattr(cli, "train", lambda config, resume: seen.append(config) or fake)
+    main(["train", "--preset=celeba64-deblur"])
+    assert seen == [PRESETS["celeba64-deblur"]]
+
+
+def test_a_run_is_resumed_without_its_flags(monkeypatch, run_folder):
+    seen = []
+    fake = {"finished": True, "step": 1}
+    monkeypatch.setattr(cli, "train", lambda config, resume: seen.append(config) or fake)
+    main(["train", "--resume", "--out", str(run_folder), "--steps", "50"])
+    ((config,), made) = seen, torch.load(run_folder / "state.pt", weights_only=True)["config"]
+    assert dataclasses.asdict(config) == made | {"steps": 50}
+
+
 def test_exit_codes_are_those_of_the_help_text(tmp_path, run_folder, capsys):
     assert code_of("--help") == 0
     assert code_of() == 0
@@ -111,10 +128,75 @@ def test_a_folder_keeps_names_and_nesting_and_survives_a_bad_file(tmp_path, run_
     (source / "deep" / "broken.png").write_bytes(b"no image")
     (source / "notes.txt").write_text("left alone")
     said = message_of("restore", source, target, "--checkpoint", run_folder, "--nfe", "1")
-    assert "1 of 4 images could not be read" in said
-    assert "broken.png" in capsys.readouterr().err
+    assert "broken.png: expected an image" in said
+    assert "3 of 4 images were written" in said
     found = {str(f.relative_to(target)) for f in target.rglob("*") if f.is_file()}
     assert found == {"a.png", "deep/b.JPG", "deep/er/c.webp"}
+
+
+def test_sources_are_never_overwritten_nor_targets_read(tmp_path, run_folder, capsys):
+    source, how = tmp_path / "in", ("--checkpoint", run_folder, "--nfe", "1")
+    source.mkdir()
+    photograph(0).save(source / "a.png")
+    before = (source / "a.png").read_bytes()
+    for target in (source, source / ".." / "in"):
+        assert "target beside the source" in message_of("restore", source, target, *how)
+    assert "target beside the source" in message_of("restore", source / "a.png", source / "a.png", *how)
+    assert "expected a folder" in message_of("restore", source, tmp_path / "x.png", *how)
+    assert "got" in message_of("restore", source / "a.png", tmp_path / "x.gif", *how)
+    for _ in range(2):
+        main(["restore", str(source), str(source / "out"), *map(str, how)])
+    assert sorted(f.name for f in source.rglob("*.png")) == ["a.png", "a.png"]
+    assert (source / "a.png").read_bytes() == before
+
+
+def test_images_of_a_folder_have_noise_of_their_own(tmp_path):
+    source = tmp_path / "in"
+    source.mkdir()
+    for name in "ab":
+        photograph(0).save(source / f"{name}.png")
+    main(["degrade", str(source), str(tmp_path / "out"), "--name", "noise", "--options", "std", "0.1"])
+    a, b = (to_tensor(Image.open(tmp_path / "out" / f"{name}.png")) for name in "ab")
+    assert not torch.equal(a, b)
+
+
+def test_whole_number_options_arrive_whole(tmp_path):
+    photograph(0).save(tmp_path / "a.png")
+    for name, option, value in (("blur-uniform", "kernel_size", "5"), ("jpeg", "quality", "20")):
+        main(
+            [
+                "degrade",
+                str(tmp_path / "a.png"),
+                str(tmp_path / "b.png"),
+                "--name",
+                name,
+                "--options",
+                option,
+                value,
+            ]
+        )
+    assert "whole number, got 7.5" in message_of(
+        "degrade", tmp_path / "a.png", tmp_path / "b.png", "--options", "kernel_size", "7.5"
+    )
+
+
+def test_the_time_grid_and_consistency_reach_the_restoration(tmp_path, run_folder):
+    photograph(0).save(tmp_path / "a.png")
+    out, base = (
+        [],
+        ["restore", str(tmp_path / "a.png"), str(tmp_path / "b.png"), "--checkpoint", str(run_folder)],
+    )
+    for more in ([], ["--power", "2"], ["--consistency", "1e-3"]):
+        main([*base, "--nfe", "3", *more])
+        out.append((tmp_path / "b.png").read_bytes())
+    assert len(set(out)) == 3
+
+
+def test_evaluate_refuses_before_it_works(run_folder, tmp_path):
+    base = ("evaluate", "--checkpoint", run_folder, "--out", tmp_path / "e")
+    assert "nfe of at least 1, got (0,)" in message_of(*base, "--nfe", "0")
+    assert "limit of at least 1" in message_of(*base, "--limit", "-1")
+    assert not (tmp_path / "e").exists()
 
 
 def test_alpha_grey_rotation_and_odd_sizes_are_restored(tmp_path, run_folder):

@@ -63,6 +63,35 @@ def test_folders_and_shards_named_after_splits(tmp_path):
             load_images(source, "test", 20)
 
 
+@pytest.mark.parametrize(
+    "names", [("train_images", "test_images"), ("all/train", "all/test"), ("Train", "val")]
+)
+def test_splits_are_never_mixed(tmp_path, names):
+    counts = dict(zip(names, (3, 2), strict=True))
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name, count in counts.items():
+            (tmp_path / "tree" / name).mkdir(parents=True)
+            for i in range(count):
+                photograph(i).save(tmp_path / "tree" / name / f"{i}.png")
+                archive.write(tmp_path / "tree" / name / f"{i}.png", f"{name}/{i}.png")
+    for source in (tmp_path / "tree", tmp_path / "a.zip"):
+        assert [len(load_images(source, split, 20)) for split in ("train", None)] == [3, 2]
+
+
+def test_a_split_that_is_not_there_is_refused(photos):
+    with pytest.raises(ValueError, match="expected split 'test', got no splits"):
+        load_images(photos, "test", 20)
+
+
+def test_a_damaged_cache_is_made_again(photos):
+    images = load_images(photos, size=20).clone()
+    for file in data.cache_dir().glob("*.safetensors"):
+        cut = file.read_bytes()[:50]
+        file.unlink()  # a tensor may still be mapped to it
+        file.write_bytes(cut)
+    assert torch.equal(load_images(photos, size=20), images)
+
+
 def test_a_nested_folder_without_split_names_is_read_whole(tmp_path):
     (tmp_path / "b" / "c").mkdir(parents=True)
     for i, name in enumerate(["b/0.png", "b/c/1.PNG", "2.png"]):

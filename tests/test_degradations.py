@@ -148,7 +148,10 @@ def test_parts_apply_in_order_and_draw_from_one_generator():
     want = ops.Quantise()(ops.GaussianBlur(7, 1.5)(x) + 0.2 * noise)
     torch.testing.assert_close(full(x, g), want, rtol=0, atol=1e-6)
     assert torch.equal(ops.create_degradation("none")(x), x)
-    assert ops.create_degradation("blur-uniform", kernel_size=5.0).kernel_size == 5  # a flag is a float
+    five = ops.create_degradation("blur-uniform", kernel_size=5.0).kernel_size  # a flag is a float
+    assert type(five) is int
+    with pytest.raises(ValueError, match=r"whole number, got 7\.9"):
+        ops.create_degradation("blur-gauss", kernel_size=7.9)
 
 
 @pytest.mark.parametrize("name", ops.DEGRADATIONS)

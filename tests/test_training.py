@@ -123,6 +123,26 @@ def test_divergence_stops_with_a_sentence_and_keeps_the_last_good_state(tiny, at
     assert_same_run(tiny, other)
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "holdout 0",
+        "eval_every 0",
+        "batch_size -4",
+        "steps -5",
+        "clip 0",
+        "tikhonov -1",
+        "ema 2",
+        "lr nan",
+        "noise inf",
+    ],
+)
+def test_a_configuration_that_cannot_train_is_refused(bad):
+    name, value = bad.split()
+    with pytest.raises(ValueError, match=f"expected {name} .*got"):
+        TrainConfig(**{name: float(value)})
+
+
 def test_a_time_limit_leaves_a_state_that_resumes(tiny):
     result = train(limited := changed(tiny, minutes=0.0))
     assert (result["finished"], result["step"]) == (False, 1)
