@@ -78,9 +78,6 @@ VARIANTS = [
     Variant("steep beta", "schedule's shape, same sigma_1", {"beta_min": 1e-3, "beta_max": 1.5294}),
     Variant("dropout 0.1", "dropout", {"dropout": 0.1}),
     Variant("wide", "width: unet-small", {"network": "unet-small"}),
-    Variant("sigma_1 = 2.0", "noise of the bridge", scaled(2.0)),
-    Variant("aware, sigma_1 = 1.0", "both", {"tikhonov": 2e-4} | scaled(1.0)),
-    Variant("aware, lr 5e-3", "both", {"tikhonov": 2e-4, "lr": 5e-3}),
     Variant("cunet, eps", "the report's network and target, 200 steps, lr 3e-4", CUNET),
 ]
 

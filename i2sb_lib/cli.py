@@ -50,7 +50,11 @@ def _each_image(source: Path, target: Path, work: Callable[[Tensor, str], Tensor
     if not source.is_dir() and target.suffix and not named and not target.is_dir():
         raise ValueError(f"expected a folder or an image ({', '.join(SUFFIXES)}) as the target, got {target}")
     inside = (f for f in source.rglob("*") if is_image(f.name) and f.is_file())
-    files = sorted(f for f in inside if target not in f.parents) if source.is_dir() else [source]
+    files = (
+        sorted(f for f in inside if target.resolve() not in f.resolve().parents)
+        if source.is_dir()
+        else [source]
+    )
     if not files:
         raise ValueError(f"{source}: expected images ({', '.join(SUFFIXES)}), got none")
     failed = []
@@ -141,7 +145,7 @@ class Evaluate:
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"expected a limit of at least 1, got {self.limit}")
         clean = load_images(self.data, self.split, training["size"])
-        if fingerprint(clean) == model.record["data_fingerprint"]:
+        if fingerprint(clean) == model.record.get("data_fingerprint"):
             print("i2sb: these are the images that the model was trained on", file=sys.stderr)
         clean = clean[: self.limit]
         x0, degrade = to_float(clean), create_pair_maker(training)
