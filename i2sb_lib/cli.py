@@ -67,8 +67,8 @@ def _each_image(source: Path, target: Path, work: Callable[[Tensor, str], Tensor
             print(out)
         except ValueError as error:  # the others can still be done
             failed.append(error if str(file) in str(error) else ValueError(f"{file}: {error}"))
-    for error in failed[1:]:
-        print(f"i2sb: {error}", file=sys.stderr)
+    for other in failed[1:]:
+        print(f"i2sb: {other}", file=sys.stderr)
     if failed:
         rest = f"; {len(files) - len(failed)} of {len(files)} images were written" if len(files) > 1 else ""
         raise ValueError(f"{failed[0]}{rest}")
@@ -152,11 +152,11 @@ class Evaluate:
         x1 = degrade(x0, _noise(self.seed))
         rows: list[dict[str, Any]] = []
         sheet = [x0[:8], x1[:8]]
+        how: dict[str, Any] = {"power": self.power, "consistency": self.consistency}
         content = {
             "data": {"source": Path(self.data).name, "images": len(x0), "fingerprint": fingerprint(clean)},
             "seed": self.seed,
-            **({"power": self.power} if self.power != 1 else {}),
-            **({"consistency": self.consistency} if self.consistency else {}),
+            **how,
             "git_commit": git_commit(),
             "device": device_name(next(model.denoiser.parameters()).device),
             "checkpoint": model.record,
@@ -164,9 +164,8 @@ class Evaluate:
         }
         print(f"{len(x0)} images, {degrade}")
         print("  ".join(f"{h:>9}" for h in ("sampler", "nfe", *self.metrics)))
-        how: dict[str, Any] = {"power": self.power, "consistency": self.consistency, "progress": True}
         for sampler, nfe in [("identity", 0), *((s, n) for s in self.samplers for n in calls)]:
-            x = model.restore(x1, nfe, sampler, self.seed, **how) if nfe else x1  # type: ignore[arg-type]
+            x = model.restore(x1, nfe, sampler, self.seed, progress=True, **how) if nfe else x1  # type: ignore[arg-type]
             result = evaluate(x, x0, self.metrics)
             values = {
                 k: {n: _plain(getattr(m, n)) for n in ("value", "low", "high")} for k, m in result.items()
