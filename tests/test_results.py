@@ -48,6 +48,11 @@ def test_the_readme_states_the_recorded_numbers():
     assert stated(text, r"I²SB \| \d+") == [recorded(r) for r in rows.values()]
     blind = [r for r in run("celeba64-deblur-blind")["results"] if r["sampler"] == "sde"]
     assert stated(text, r"I²SB, blind \| \d+") == [recorded(r) for r in blind]
+    for head, name, nfe in (("regression", "regression", 1), ("diffusion from noise", "diffusion", 10)):
+        row = next(
+            r for r in run(f"celeba64-deblur-{name}")["results"] if (r["sampler"], r["nfe"]) == ("sde", nfe)
+        )
+        assert stated(text, rf"{head}, blind \| {nfe}") == [recorded(row)]
 
 
 def test_an_altered_digit_is_noticed():
