@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 import torch
+from conftest import photograph
 from PIL import Image
 
 from i2sb_lib.images import (
@@ -174,3 +175,22 @@ def test_check_images_lets_a_noisy_state_pass_and_dtypes_are_not_mixed_up():
         to_float(x)
     with pytest.raises(ValueError, match=r"float images.*got torch\.uint8"):
         to_uint8(x.to(torch.uint8))
+
+
+def test_a_jpeg_is_saved_well_and_a_webp_without_loss(tmp_path):
+    x = to_tensor(photograph(0, 64, 64).resize((16, 16)).resize((64, 64)))  # smooth, as photographs are
+    save_image(x, tmp_path / "a.webp")
+    save_image(x, tmp_path / "a.jpg")
+    assert torch.equal(to_tensor(open_image(tmp_path / "a.webp")), x)
+    again = to_float(to_tensor(open_image(tmp_path / "a.jpg")))[None]
+    plain = io.BytesIO()
+    Image.fromarray(x.permute(1, 2, 0).numpy()).save(plain, "JPEG")
+    usual = to_float(to_tensor(Image.open(plain)))[None]
+    assert psnr(again, to_float(x)[None]) > psnr(usual, to_float(x)[None]) + 3
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_pixels_of_no_known_scale_are_refused(tmp_path, dtype):
+    Image.fromarray(np.linspace(0, 1, 64).reshape(8, 8).astype(dtype)).save(tmp_path / "a.tiff")
+    with pytest.raises(ValueError, match="expected 8 or 16 bits a pixel"):
+        to_tensor(open_image(tmp_path / "a.tiff"))

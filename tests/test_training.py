@@ -143,6 +143,14 @@ def test_a_configuration_that_cannot_train_is_refused(bad):
         TrainConfig(**{name: float(value)})
 
 
+def test_finished_weights_are_not_overwritten(tiny):
+    Path(tiny.out).mkdir(parents=True)
+    (Path(tiny.out) / "model.json").write_text("{}")  # a shipped model, whose state is not there
+    with pytest.raises(TrainingError, match="holds a run"):
+        train(tiny)
+    assert (Path(tiny.out) / "model.json").read_text() == "{}"
+
+
 def test_a_time_limit_leaves_a_state_that_resumes(tiny):
     result = train(limited := changed(tiny, minutes=0.0))
     assert (result["finished"], result["step"]) == (False, 1)
