@@ -174,15 +174,16 @@ class Evaluate:
             cells = [f"{sampler:>9}", f"{nfe:>9}", *(f"{m.value:9.4f}" for m in result.values())]
             print("  ".join(cells), flush=True)
             sheet += [x[:8]] if nfe else []
-            if self.out is not None:  # after each row: the rows before a failure are kept
-                file = Path(self.out) / "metrics.json"
-                atomic_write(file, lambda p: p.write_text(json.dumps(content, indent=1) + "\n"))
+            if self.out is not None:  # after each row: the rows before a failure are kept, under this name
+                partial = Path(self.out) / "metrics.partial.json"
+                atomic_write(partial, lambda p: p.write_text(json.dumps(content, indent=1) + "\n"))
         if self.out is None:
             return
         out, history = Path(self.out), model.folder / "history.json"
         save_image(torch.cat([torch.cat(list(r), dim=-1) for r in sheet], dim=-2), out / "restored.png")
         if history.exists() and model.folder.resolve() != out.resolve():
             shutil.copy(history, out / "history.json")
+        (out / "metrics.partial.json").replace(out / "metrics.json")
 
 
 def _plain(value: float) -> float | None:

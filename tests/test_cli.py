@@ -199,6 +199,22 @@ def test_evaluate_refuses_before_it_works(run_folder, tmp_path):
     assert not (tmp_path / "e").exists()
 
 
+def test_an_evaluation_that_fails_leaves_its_rows_and_no_finished_record(run_folder, tmp_path, monkeypatch):
+    calls, whole = [], cli.evaluate
+    monkeypatch.setattr(
+        cli, "evaluate", lambda *a: calls.append(a) or (whole(*a) if len(calls) < 3 else 1 / 0)
+    )
+    base = ["evaluate", "--checkpoint", str(run_folder), "--limit", "2", "--out", str(tmp_path)]
+    with pytest.raises(ZeroDivisionError):
+        main([*base, "--nfe", "1", "2"])
+    assert not (tmp_path / "metrics.json").exists()
+    assert len(json.loads((tmp_path / "metrics.partial.json").read_text())["results"]) == 2
+    monkeypatch.undo()
+    main([*base, "--nfe", "1", "2"])
+    assert len(json.loads((tmp_path / "metrics.json").read_text())["results"]) == 3
+    assert not (tmp_path / "metrics.partial.json").exists()
+
+
 def test_alpha_grey_rotation_and_odd_sizes_are_restored(tmp_path, run_folder):
     source, exif = tmp_path / "in", Image.Exif()
     source.mkdir()
