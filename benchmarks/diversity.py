@@ -17,11 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from i2sb_lib.checkpoints import device_name, load_pretrained
+from i2sb_lib.checkpoints import load_pretrained
 from i2sb_lib.config import config_hash, create_pair_maker
 from i2sb_lib.data import fingerprint, load_images
-from i2sb_lib.evaluation import calibration, git_commit
-from i2sb_lib.images import atomic_write, open_image, save_image, to_float, to_tensor
+from i2sb_lib.devices import device_name
+from i2sb_lib.evaluation import calibration
+from i2sb_lib.files import atomic_write, git_commit
+from i2sb_lib.images import open_image, save_image, to_float, to_tensor
 
 SHOWN, DRAWN, WHITE = 4, 4, 32.0  # photographs and samples in the picture; grey levels of its white
 

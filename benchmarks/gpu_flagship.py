@@ -25,7 +25,7 @@ import torch
 
 from i2sb_lib.cli import main as i2sb
 from i2sb_lib.config import PRESETS, TrainConfig
-from i2sb_lib.images import atomic_write
+from i2sb_lib.files import atomic_write
 from i2sb_lib.training import Trainer, train
 
 MODELS = ["celeba64-deblur", "celeba64-deblur-blind", "celeba64-deblur-noisy", "celeba64-deblur-cunet"]

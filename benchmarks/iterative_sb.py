@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from i2sb_lib.bridge import Bridge
 from i2sb_lib.config import config_hash
 from i2sb_lib.data import fingerprint
-from i2sb_lib.evaluation import git_commit
+from i2sb_lib.files import git_commit
 from i2sb_lib.gaussian_mixtures import MixturePair
 from i2sb_lib.samplers import sample
 from i2sb_lib.schedule import Schedule

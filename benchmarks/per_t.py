@@ -21,11 +21,11 @@ from search import BASE, VARIANTS, Run
 from torch import Tensor
 
 from i2sb_lib.bridge import expand
-from i2sb_lib.checkpoints import device_name
 from i2sb_lib.config import TrainConfig, config_hash
 from i2sb_lib.data import fingerprint
-from i2sb_lib.evaluation import git_commit
-from i2sb_lib.images import atomic_write, to_float
+from i2sb_lib.devices import device_name
+from i2sb_lib.files import atomic_write, git_commit
+from i2sb_lib.images import to_float
 
 NAMES = {
     **{"precond": "base", "eps": "eps", "x0": "x0", "precond, weight of eps": "weight of eps"},

@@ -28,7 +28,8 @@ from i2sb_lib.checkpoints import load_pretrained
 from i2sb_lib.config import config_hash
 from i2sb_lib.data import cache_dir, fingerprint, load_images
 from i2sb_lib.degradations import GaussianBlur
-from i2sb_lib.evaluation import Metric, bootstrap, evaluate, git_commit
+from i2sb_lib.evaluation import Metric, bootstrap, evaluate
+from i2sb_lib.files import git_commit
 from i2sb_lib.images import psnr, quantise, to_float, to_tensor, to_uint8
 
 # Table 1 of the report, and the mean squared errors that its notebook prints

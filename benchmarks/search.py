@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from i2sb_lib.bridge import expand
-from i2sb_lib.checkpoints import device_name
 from i2sb_lib.config import TrainConfig, config_hash
 from i2sb_lib.data import fingerprint
 from i2sb_lib.degradations import Compose, Degradation, GaussianBlur
 from i2sb_lib.denoiser import Denoiser, ModelConfig
-from i2sb_lib.evaluation import evaluate, git_commit
-from i2sb_lib.images import atomic_write, to_float
+from i2sb_lib.devices import device_name
+from i2sb_lib.evaluation import evaluate
+from i2sb_lib.files import atomic_write, git_commit
+from i2sb_lib.images import to_float
 from i2sb_lib.samplers import sample
 from i2sb_lib.training import Trainer
 

@@ -16,7 +16,7 @@ from typing import Any
 from i2sb_lib.checkpoints import load_pretrained, save_pretrained
 from i2sb_lib.cli import main as i2sb
 from i2sb_lib.config import config_hash
-from i2sb_lib.images import atomic_write
+from i2sb_lib.files import atomic_write
 
 METRICS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS (alex)", "fid": "FID"}
 DIGITS = {"psnr": 2, "ssim": 3, "lpips": 4, "fid": 1}

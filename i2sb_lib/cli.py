@@ -20,12 +20,14 @@ import tyro
 from accelerate import PartialState
 from torch import Tensor
 
-from i2sb_lib.checkpoints import DEFAULT, SHIPPED, device_name, load_pretrained
+from i2sb_lib.checkpoints import DEFAULT, SHIPPED, load_pretrained
 from i2sb_lib.config import PRESETS, TrainConfig, create_pair_maker
 from i2sb_lib.data import fingerprint, is_image, load_images
 from i2sb_lib.degradations import create_degradation
-from i2sb_lib.evaluation import MetricUnavailable, evaluate, git_commit
-from i2sb_lib.images import SUFFIXES, atomic_write, open_image, save_image, to_float, to_tensor
+from i2sb_lib.devices import device_name
+from i2sb_lib.evaluation import MetricUnavailable, evaluate
+from i2sb_lib.files import atomic_write, git_commit
+from i2sb_lib.images import SUFFIXES, open_image, save_image, to_float, to_tensor
 from i2sb_lib.samplers import Sampler
 from i2sb_lib.training import TrainingError, train
 

@@ -25,7 +25,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from i2sb_lib.images import SUFFIXES, atomic_write, open_image, to_tensor
+from i2sb_lib.files import atomic_write
+from i2sb_lib.images import SUFFIXES, open_image, to_tensor
 
 EMBEDDED_TRAIN = ("chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg", "china.jpg")
 EMBEDDED_TEST = ("astronaut.png", "flower.jpg")  # whole photographs held out, not crops of others

@@ -4,11 +4,9 @@ Both batches are rounded to 8 bits, as files would be, and must have one shape: 
 of two sizes, or images in [0, 1] where [-1, 1] is meant, gives a number that means nothing.
 """
 
-import subprocess
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -181,12 +179,3 @@ def calibration(samples: Tensor, x0: Tensor, lpips: bool = False) -> Calibration
         found = [evaluate(samples[i], samples[j], ["lpips"])["lpips"].value for i, j in pairs]
         diversity = sum(found) / len(found)
     return Calibration(spread, error, spread * (1 + 1 / count) ** 0.5 / error, ranks, diversity)
-
-
-def git_commit() -> str | None:
-    """The commit of the source this runs from, None where it is not a git checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from i2sb_lib.bridge import Bridge
-from i2sb_lib.samplers import Denoiser
+from i2sb_lib.samplers import Denoise
 
 
 class MixturePair(NamedTuple):
@@ -75,6 +75,6 @@ class MixturePair(NamedTuple):
         share = log_p.softmax(1)[..., None]
         return log_p.logsumexp(1), -(share * u).sum(1), (share * x0).sum(1)
 
-    def denoiser(self, bridge: Bridge, x1: Tensor | None = None) -> Denoiser:
+    def denoiser(self, bridge: Bridge, x1: Tensor | None = None) -> Denoise:
         """(xt, t) -> E[x0 | x_t] for `samplers.sample`, in xt's dtype; E[x0 | x_t, x1] given x1."""
         return lambda xt, t: self.posterior(bridge, t, xt, x1)[2].to(xt)

@@ -1,7 +1,5 @@
 """Images in one form: float32 (B, 3, H, W) in [-1, 1] in memory, 8 bits in files and data sets."""
 
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +7,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+
+from i2sb_lib.files import atomic_write
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -82,17 +82,6 @@ def to_tensor(image: Image.Image) -> Tensor:
     if image.mode == "F":
         raise ValueError("expected 8 or 16 bits a pixel, got floats, whose white is not known")
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-
-
-def atomic_write(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a temporary file beside `path`, then move it there in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def save_image(x: Tensor, path: str | Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from i2sb_lib.bridge import Bridge
 
-Denoiser = Callable[[Tensor, Tensor], Tensor]
+Denoise = Callable[[Tensor, Tensor], Tensor]
 Sampler = Literal["sde", "ode", "dbim"]
 
 
@@ -44,7 +44,7 @@ def check_grid(times: Tensor) -> Tensor:
 
 @torch.no_grad()
 def sample(
-    denoise: Denoiser,
+    denoise: Denoise,
     bridge: Bridge,
     x1: Tensor,
     nfe: int = 10,

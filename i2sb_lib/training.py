@@ -20,12 +20,14 @@ from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from i2sb_lib.checkpoints import auto_precision, device_name, save_pretrained
+from i2sb_lib.batches import Batches
+from i2sb_lib.checkpoints import save_pretrained
 from i2sb_lib.config import FREE_ON_RESUME, TrainConfig, config_hash, create_pair_maker, learning_rate, stream
 from i2sb_lib.data import fingerprint, load_images
-from i2sb_lib.degradations import Degradation
 from i2sb_lib.denoiser import Denoiser, ModelConfig
-from i2sb_lib.images import atomic_write, psnr, save_image, to_float
+from i2sb_lib.devices import auto_precision, device_name
+from i2sb_lib.files import atomic_write
+from i2sb_lib.images import psnr, save_image, to_float
 from i2sb_lib.samplers import sample
 
 LOG_EVERY = 50
@@ -33,38 +35,6 @@ LOG_EVERY = 50
 
 class TrainingError(RuntimeError):
     """Training cannot start or go on; the message says why and where the last good state is."""
-
-
-class Batches:
-    """Training pairs by step: `batches(k)` is the same for the same images, config and k."""
-
-    def __init__(self, images: Tensor, degrade: Degradation, config: TrainConfig) -> None:
-        self.images, self.degrade, self.config = images, degrade, config
-        self._orders: dict[int, Tensor] = {}
-
-    def indices(self, step: int) -> Tensor:
-        """Positions of step's images: every epoch visits every image once, in a new order."""
-        n, size = len(self.images), self.config.batch_size
-        places = torch.arange(step * size, (step + 1) * size)
-        for epoch in {int(places[0]) // n, int(places[-1]) // n} - set(self._orders):
-            self._orders.pop(epoch - 2, None)
-            order = torch.Generator().manual_seed(stream(self.config.seed, epoch))
-            self._orders[epoch] = torch.randperm(n, generator=order)
-        return torch.stack([self._orders[k // n][k % n] for k in places.tolist()])
-
-    def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """x0, x1 (B, 3, H, W), t (B,) in (0, 1] stratified over the batch, and the bridge's noise."""
-        device = self.images.device
-        generator = torch.Generator(device).manual_seed(stream(self.config.seed, step))
-        x0 = to_float(self.images[self.indices(step).to(device)])
-        size = len(x0)
-        flip, u = torch.rand(2, size, generator=generator, device=device)
-        x0 = torch.where(flip.reshape(-1, 1, 1, 1) < 0.5, x0.flip(-1), x0)
-        x1 = self.degrade(x0, generator)
-        t = 1 - (torch.arange(size, device=device) + u) / size * (1 - 1e-3)
-        if self.config.process == "regression":
-            t = torch.ones_like(t)
-        return x0, x1, t, torch.randn(x0.shape, generator=generator, device=device)
 
 
 class _Loss(nn.Module):

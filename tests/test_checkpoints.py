@@ -7,12 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from i2sb_lib import checkpoints
-from i2sb_lib.checkpoints import SHIPPED, Pretrained, atomic_write, load_pretrained, save_pretrained
+from i2sb_lib import checkpoints, restoration
+from i2sb_lib.checkpoints import SHIPPED, load_pretrained, save_pretrained
 from i2sb_lib.data import load_images
 from i2sb_lib.degradations import create_degradation
 from i2sb_lib.denoiser import Denoiser, ModelConfig
+from i2sb_lib.files import atomic_write
 from i2sb_lib.images import psnr, to_float
+from i2sb_lib.restoration import Pretrained
 from i2sb_lib.samplers import sample
 
 NAMES = sorted({f.parent.name for s in SHIPPED for f in s.glob("*/model.json")})
@@ -160,7 +162,7 @@ def test_seeds_matter_for_the_sde_and_not_for_the_ode(model, x1):
 
 
 def test_the_ode_does_not_depend_on_how_a_batch_is_split(model, x1, monkeypatch):
-    monkeypatch.setattr(checkpoints, "auto_precision", lambda device: "no")
+    monkeypatch.setattr(restoration, "auto_precision", lambda device: "no")
     whole, parts = (model.restore(x1, 3, "ode", batch_size=n) for n in (64, 1))
     assert torch.allclose(whole, parts, atol=1e-5)
 

@@ -13,12 +13,13 @@ from conftest import photograph
 from PIL import Image
 
 from i2sb_lib import cli
-from i2sb_lib.checkpoints import Pretrained, load_pretrained
+from i2sb_lib.checkpoints import load_pretrained
 from i2sb_lib.cli import COMMANDS, Evaluate, main
 from i2sb_lib.config import PRESETS, TrainConfig, config_hash
 from i2sb_lib.data import fingerprint, load_images
 from i2sb_lib.degradations import create_degradation
 from i2sb_lib.images import to_float, to_tensor, to_uint8
+from i2sb_lib.restoration import Pretrained
 
 
 def code_of(*args) -> int:

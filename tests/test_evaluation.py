@@ -9,14 +9,8 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from i2sb_lib.data import cache_dir
 from i2sb_lib.degradations import create_degradation
-from i2sb_lib.evaluation import (
-    MetricUnavailable,
-    bootstrap,
-    calibration,
-    consistency,
-    evaluate,
-    git_commit,
-)
+from i2sb_lib.evaluation import MetricUnavailable, bootstrap, calibration, consistency, evaluate
+from i2sb_lib.files import git_commit
 from i2sb_lib.images import to_float, to_uint8
 
 

@@ -16,26 +16,30 @@ from i2sb_lib.config import config_hash
 LIBRARY = sorted((ROOT / "i2sb_lib").glob("*.py"))
 
 # What each module may import from the library. Data flows one way, and a module that is new must
-# say here what it needs: `cli` is imported by its entry point alone, `plotting` by nobody.
+# say here what it needs, no more: `cli` is imported by its entry point alone, `plotting` by nobody.
 MAY_IMPORT = {
     "schedule": "",
     "checks": "",
-    "images": "",
+    "files": "",
+    "devices": "",
     "networks": "",
+    "images": "files",
     "bridge": "schedule",
     "samplers": "bridge",
     "degradations": "images",
-    "data": "images",
+    "data": "files images",
     "plotting": "images",
     "schrodinger": "schedule",
-    "gaussian_mixtures": "schedule bridge samplers",
-    "denoiser": "schedule bridge networks degradations images",
+    "gaussian_mixtures": "bridge samplers",
+    "denoiser": "schedule bridge networks degradations",
     "config": "degradations denoiser",
-    "checkpoints": "denoiser images samplers",
+    "batches": "config degradations images",
+    "restoration": "denoiser devices images samplers",
+    "checkpoints": "denoiser devices files restoration",
     "evaluation": "data images",
-    "training": "checkpoints config data degradations denoiser images samplers",
-    "baselines": "schedule bridge samplers networks degradations data denoiser config training images",
-    "cli": "checkpoints config data degradations denoiser evaluation images samplers training baselines",
+    "training": "batches checkpoints config data denoiser devices files images samplers",
+    "baselines": "degradations images",
+    "cli": "checkpoints config data degradations devices evaluation files images samplers training",
     "__main__": "cli",
     "__init__": "bridge checkpoints checks config data degradations evaluation networks samplers schedule "
     "training",
@@ -60,9 +64,9 @@ def siblings(source: str) -> set[str]:
 
 
 @pytest.mark.parametrize("file", LIBRARY, ids=lambda f: f.stem)
-def test_modules_import_only_what_the_design_allows(file):
+def test_modules_import_exactly_what_the_design_allows(file):
     assert file.stem in MAY_IMPORT, "a new module: say in MAY_IMPORT what it may import"
-    assert siblings(file.read_text()) <= set(MAY_IMPORT[file.stem].split())
+    assert siblings(file.read_text()) == set(MAY_IMPORT[file.stem].split())
 
 
 def test_the_import_rules_see_every_form_of_import():
@@ -89,7 +93,7 @@ def code_lines(source: str) -> int:
 
 def test_the_library_is_thin():
     assert max(len(f.read_text().splitlines()) for f in LIBRARY) <= 300
-    assert sum(code_lines(f.read_text()) for f in LIBRARY) <= 2000
+    assert sum(code_lines(f.read_text()) for f in LIBRARY) <= 2400
     assert code_lines('"""Doc\nstring."""\n\n# note\ndef f():\n    """Doc."""\n    return 1  # x\n') == 2
 
 

@@ -12,12 +12,13 @@ import torch
 from accelerate import PartialState
 
 from i2sb_lib import training
+from i2sb_lib.batches import Batches
 from i2sb_lib.checkpoints import load_pretrained
 from i2sb_lib.cli import main
 from i2sb_lib.config import PRESETS, TrainConfig, learning_rate
 from i2sb_lib.degradations import create_degradation
 from i2sb_lib.images import to_float
-from i2sb_lib.training import Batches, Trainer, TrainingError, train
+from i2sb_lib.training import Trainer, TrainingError, train
 
 
 @pytest.fixture(autouse=True)
