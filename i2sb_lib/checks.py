@@ -1,8 +1,15 @@
-"""`check`: how the book binds a claim to a number that was measured."""
+"""How the book binds a claim to a number: `check` measures it here, `record` reads what a run measured."""
 
+import importlib.metadata
+import json
 import math
+import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
+
+CLONE = Path(tempfile.gettempdir()) / "i2sb-book"
 
 
 class CheckFailed(AssertionError):
@@ -48,3 +55,31 @@ def check(
 
     record = {"claim": claim, "what": what, "sign": sign, "limit": bound, "measured": value}
     publish_display_data({"text/plain": line}, metadata={"i2sb_check": record})
+
+
+def repository() -> Path:
+    """The repository's root, with the book and data/runs: the one around the notebook or the library.
+
+    Where there is none, as in Colab, it is cloned to CLONE, once: a clone appears there whole or not at all.
+    Raises RuntimeError where it cannot be cloned.
+    """
+    near = [Path.cwd(), *Path.cwd().parents, Path(__file__).parent.parent, CLONE]
+    for folder in near:
+        if (folder / "data" / "runs").is_dir() and (folder / "book").is_dir():
+            return folder
+    urls = importlib.metadata.metadata("i2sb-lib").get_all("Project-URL") or []
+    address = next(url.split(", ", 1)[1] for url in urls if url.startswith("Repository,"))
+    with tempfile.TemporaryDirectory(dir=CLONE.parent) as folder:
+        command = ["git", "clone", "--quiet", "--depth", "1", address, f"{folder}/clone"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(
+                f"expected the book's records here or at {address}: {done.stderr.strip()}"
+            )
+        Path(folder, "clone").rename(CLONE)
+    return CLONE
+
+
+def record(name: str, file: str = "metrics.json") -> Any:
+    """What a run measured: data/runs/NAME/FILE of the repository, read as JSON."""
+    return json.loads((repository() / "data" / "runs" / name / file).read_text())

@@ -2,13 +2,17 @@
 
 import math
 import re
+import shutil
+import subprocess
 
 import pytest
 import torch
+from conftest import ROOT
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 
-from i2sb_lib.checks import CheckFailed, check
+from i2sb_lib import checks
+from i2sb_lib.checks import CheckFailed, check, record, repository
 
 
 @pytest.mark.parametrize(
@@ -67,3 +71,48 @@ def test_a_notebook_gets_the_same_line_and_the_record_as_metadata():
     records = [o.metadata["i2sb_check"] for o in seen.outputs]
     want = {"claim": "prop", "what": "gap", "sign": "≤", "limit": 1e-8}
     assert records == [{**want, "measured": 3e-9}, {**want, "measured": 5e-9}]
+
+
+@pytest.fixture
+def alone(tmp_path, monkeypatch):
+    """As in Colab: a notebook with no repository around it; returns where the published one is."""
+    published = tmp_path / "published"
+    for folder in ("book", "data/runs/a"):
+        (published / folder).mkdir(parents=True)
+    (published / "data/runs/a/metrics.json").write_text('{"seed": 3}')
+    (published / "book" / "a.md").write_text("a")
+    git = ["git", "-C", str(published), "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "a"]):
+        subprocess.run([*git, *command], check=True)
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    monkeypatch.setattr(checks, "__file__", str(tmp_path / "site-packages" / "i2sb_lib" / "checks.py"))
+    monkeypatch.setattr(checks, "CLONE", tmp_path / "clone")
+    metadata = {"Project-URL": [f"Repository, {published.as_uri()}"]}
+    monkeypatch.setattr(checks.importlib.metadata, "metadata", lambda _: _Metadata(metadata))
+    return published
+
+
+class _Metadata(dict):
+    def get_all(self, name):
+        return self[name]
+
+
+def test_the_records_are_found_again_where_the_first_call_cloned_them(alone):
+    assert record("a") == {"seed": 3}
+    shutil.rmtree(alone)  # the second call needs no network
+    assert record("a") == {"seed": 3}
+    assert repository() == checks.CLONE
+
+
+def test_a_clone_that_fails_says_so_and_leaves_nothing(alone):
+    shutil.rmtree(alone)
+    with pytest.raises(RuntimeError, match="expected the book's records"):
+        repository()
+    assert sorted(p.name for p in checks.CLONE.parent.iterdir()) == ["notebooks"]
+
+
+def test_a_record_of_this_repository_is_read_from_any_folder_inside_it(monkeypatch):
+    monkeypatch.chdir(ROOT / "book")
+    assert repository() == ROOT
+    assert record("nfe")["results"]

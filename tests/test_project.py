@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "checks": "",
     "files": "",
     "devices": "",
+    "progress": "",
     "networks": "",
     "images": "files",
     "bridge": "schedule",

@@ -1,0 +1,42 @@
+"""How far long work has come: a bar on a terminal, a line a minute in a pipe or a log."""
+
+import sys
+from collections.abc import Iterable
+from typing import Any, TextIO
+
+from tqdm.auto import tqdm
+
+EVERY = 60.0  # seconds between two lines of a log
+DELAY = 5.0  # and before the first: what is done by then needs none
+_LINE = "{desc}: {n_fmt} of {total_fmt} {unit}, {elapsed} gone, about {remaining} to go{postfix}"
+
+
+class _Lines:
+    """A stream on which what tqdm draws over itself comes out as lines."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream, self.last = stream, ""
+
+    def write(self, text: str) -> None:
+        line = text.strip()
+        if line not in ("", self.last):
+            self.stream.write(line + "\n")
+            self.last = line
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+
+def progress(
+    items: Iterable[Any] | None = None, *, desc: str, unit: str, show: bool = True, **options: Any
+) -> tqdm:
+    """tqdm over `items` (or of options' total, advanced by hand), with an estimate, on stderr.
+
+    On a terminal it is a bar; elsewhere a line after DELAY seconds, every EVERY seconds and at the end.
+    show: False for silence. desc says what is done, unit what is counted.
+    """
+    how: dict[str, Any] = {}
+    if show and not sys.stderr.isatty():
+        how = {"file": _Lines(sys.stderr), "bar_format": _LINE, "delay": DELAY}
+        how |= {"mininterval": EVERY, "miniters": 1}
+    return tqdm(items, desc=desc, unit=unit, disable=not show, **how, **options)
