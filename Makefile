@@ -1,10 +1,15 @@
-# make book   builds everything: environment, a small bridge trained and tried, the rendered book
-# make test   runs every test and every notebook
+# make book       builds everything: environment, a small bridge trained and tried, the rendered book
+# make test       runs every test and every notebook
+# make test-fast  runs the tests that are quick
+# make execute    runs the chapters whose code changed, or one: make execute CHAPTER=07_two_algorithms
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/embedded
+WORKERS := $(shell $(PYTHON) -c "import os; print(min(8, os.cpu_count() or 1))")
+# one thread a worker: small tensors gain nothing from more, and the workers do not fight
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist loadscope
 
-.PHONY: book test demo clean
+.PHONY: book test test-fast execute demo lint clean
 
 book: demo
 	$(BIN)/jupyter-book build --warningiserror --nitpick --keep-going .
@@ -14,17 +19,27 @@ book: demo
 demo: .venv/ready
 	@mkdir -p runs
 	@test -f $(RUN)/metrics.json || { \
+	  echo "Training a small bridge on real photographs: one to two minutes on two idle cores."; \
 	  $(BIN)/i2sb train --preset embedded --out $(RUN) $$(test ! -f $(RUN)/state.pt || echo --resume) && \
 	  $(BIN)/i2sb evaluate --checkpoint $(RUN) --data embedded --nfe 1 3 --samplers ode --out $(RUN); }
 
-test: .venv/ready
+test: lint
+	$(PYTEST) tests
+	$(PYTEST) --nbval book
+
+test-fast: lint
+	$(PYTEST) -m "not slow" tests
+
+lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest tests
-	$(BIN)/pytest --nbval book
+
+execute: .venv/ready
+	$(BIN)/python book/execute.py $(CHAPTER)
 
 .venv/ready: pyproject.toml
+	@echo "Making the environment in .venv: PyTorch alone is several GB, so this takes minutes."
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --editable ".[metrics,book,dev]"
 	@touch $@

@@ -9,9 +9,10 @@ import json
 import re
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, script
 
 BOOK = ROOT / "book"
+EXECUTE = script("execute", "book")
 NOTEBOOKS = {f.stem: json.loads(f.read_text()) for f in sorted(BOOK.glob("*.ipynb"))}
 
 # The claims that the book must hold, with the largest tolerance that the tightest upper bound on
@@ -74,6 +75,11 @@ def labels(nb):
 def executed(nb):
     if (counts := [c.get("execution_count") for c in code(nb)]) != list(range(1, len(counts) + 1)):
         yield f"cells not run once each from top to bottom: {counts}"
+
+
+def current(nb):
+    if EXECUTE.is_stale(nb):
+        yield "the code changed after it was executed: make execute"
 
 
 def quiet(nb):
@@ -164,7 +170,20 @@ def portable(nb):
         yield f"{size} bytes"
 
 
-GATES = [executed, quiet, readable, timeless, bootstrapped, described, bound, tight, cited, typeset, portable]
+GATES = [
+    executed,
+    current,
+    quiet,
+    readable,
+    timeless,
+    bootstrapped,
+    described,
+    bound,
+    tight,
+    cited,
+    typeset,
+    portable,
+]
 
 
 @pytest.mark.parametrize("gate", GATES, ids=lambda g: g.__name__)
@@ -190,7 +209,9 @@ def a_good_notebook():
     text = {"cell_type": "markdown", "metadata": {}, "source": statement}
     check = ran | {"metadata": {}, "execution_count": 2, "outputs": [shown]}
     plot = ran | {"metadata": figure, "execution_count": 3, "outputs": [picture]}
-    return {"cells": [first, text, check, plot], "metadata": {"kernelspec": {"name": "python3"}}}
+    nb = {"cells": [first, text, check, plot], "metadata": {"kernelspec": {"name": "python3"}}}
+    nb["metadata"]["i2sb"] = {"code": EXECUTE.code_hash(nb)}
+    return nb
 
 
 def said(text):
@@ -198,6 +219,7 @@ def said(text):
 
 
 FAULTS = [
+    (current, lambda c: c[2].update(source="x = 2")),
     (executed, lambda c: c[3].update(execution_count=None)),
     (executed, lambda c: c[3].update(execution_count=5)),
     (quiet, lambda c: said("a warning")(c) or c[2]["outputs"][-1].update(name="stderr")),

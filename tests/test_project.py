@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -178,3 +179,24 @@ def test_an_altered_record_is_noticed():
     assert hashes_match(good)
     good["a"][0]["training"]["lr"] = 0.2
     assert not hashes_match(good)
+
+
+@pytest.mark.slow
+def test_a_source_distribution_holds_every_file_and_both_licences(tmp_path):
+    """So that its tests can run, and that nobody takes the weights for MIT."""
+    files = tracked()
+    copy = tmp_path / "copy"
+    for file in files:
+        target = copy / file.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.symlink_to(file)
+    code = f"from setuptools import build_meta; build_meta.build_sdist({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", code], cwd=copy, check=True, capture_output=True)
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        inside = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+        top = next(n for n in archive.getnames() if n.endswith("/PKG-INFO") and n.count("/") == 1)
+        info = archive.extractfile(top).read().decode()
+    assert {str(f.relative_to(ROOT)) for f in files} <= inside
+    assert "License-Expression: MIT AND LicenseRef-NonCommercial-Research-Weights" in info
+    assert info.count("License-File: ") == 2
+    assert "](data/" not in info  # a link that would lead nowhere from an index's page
