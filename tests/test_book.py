@@ -27,7 +27,7 @@ LEDGER = {
     "b-nelson-assumption": None, "b-report-blur": None, "b-table1": None, "b-schedule-n": 1e-12,
     "b-double-count": 0, "b-benchmark-blur": 1e-12, "b-training-loop": None, "b-norm-squared": None,
     "b-posterior-drift": None, "b-sgm-start": None, "b-both-densities": 1e-6, "b-sampler-labels": None,
-    "b-known-operator": None,
+    "b-known-operator": None, "p-values": None,
 }  # fmt: skip
 
 
