@@ -66,11 +66,11 @@ class Bridge:
         return cls(Schedule.constant(), lambda t: (1 - t, t, noise * t))
 
     @classmethod
-    def ddbm_vp(cls, beta_min: float = 0.1, beta_max: float = 2.0) -> Bridge:
-        """DDBM over the variance-preserving process with beta(t) linear.   [Zhou et al. 2024, Table 1]
+    def ddbm_vp(cls, beta_min: float = 0.1, beta_max: float = 2.1) -> Bridge:
+        """DDBM over the variance-preserving process, beta(t) = 0.1 + 2 t.   [Zhou et al. 2024, Table 1]
 
-        With nu = sigma^2 / alpha^2 of the reference, x_t / alpha_t is I2SB's bridge in the clock nu
-        from x0 to x1 / alpha_1.
+        beta is linear from beta_min at t = 0 to beta_max at t = 1. With nu = sigma^2 / alpha^2 of the
+        reference, x_t / alpha_t is I2SB's bridge in the clock nu from x0 to x1 / alpha_1.
         """
 
         def integral(t: Tensor) -> Tensor:
@@ -96,6 +96,16 @@ class Bridge:
             return torch.sin(math.pi / 2 * (1 - t)), torch.zeros_like(t), torch.sin(math.pi / 2 * t)
 
         return cls(Schedule.constant(), coefficients)
+
+    def noise_level(self, t: Tensor | float) -> Tensor:
+        """s_t = c_t / a_t: with x1 known, y = (x_t - b_t x1) / a_t = x0 + s_t eps is a diffusion's state.
+
+        t: any shape, in [0, 1]. I2SB has s_t = sigma_t sigma_1 / bar sigma_t, from 0 at t = 0 to infinity
+        at t = 1. In y, `step` is DDIM's for eta = 0, and DDPM's for eta = 1 where a_t b_t / c_t^2 is
+        constant, as it is for every Markov reference (I2SB, DDBM) and not for noisy InDI.
+        """
+        a, _, c = self.coefficients(t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64))
+        return torch.where(a > 0, c / a, torch.inf)
 
     def q_mean_var(self, t: Tensor | float, x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of the posterior q(x_t | x0, x1).   [Liu 2023, Prop. 3.3, eq. 11]

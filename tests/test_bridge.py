@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 
 from i2sb_lib.bridge import Bridge, expand
+from i2sb_lib.gaussian_mixtures import MixturePair
+from i2sb_lib.samplers import sample
 from i2sb_lib.schedule import Schedule, symmetric_betas
 
 F64 = torch.float64
@@ -137,7 +139,7 @@ def test_restated_special_cases(t):
     close(list(scalars(BRIDGES["diffusion"], t)), [math.cos(math.pi * t / 2), 0, math.sin(math.pi * t / 2)])
 
     def reference(t):
-        alpha = math.exp(-quad(lambda u: 0.1 + u * (2.0 - 0.1), 0, t)[0] / 2)
+        alpha = math.exp(-quad(lambda u: 0.1 + 2 * u, 0, t)[0] / 2)
         return alpha, 1 - alpha**2
 
     (alpha, var), (alpha1, var1) = reference(t), reference(1.0)
@@ -179,6 +181,70 @@ def test_step_keeps_every_marginal(name, s, t, eta):
     assert float(markov.k1) == 0
     close(std, eta * float(markov.std) if c_t > 0 else float(markov.std))
     assert kt >= 0
+
+
+@every_bridge
+def test_noise_level_is_that_of_the_clean_image_seen_once_x1_is_taken_away(bridge):
+    x0, x1, noise = torch.randn(3, 7, 2, dtype=F64)
+    t = torch.linspace(0, 0.99, 7, dtype=F64)
+    a, b, _ = (v[:, None] for v in bridge.coefficients(t))
+    y = (bridge.q_sample(t, x0, x1, noise) - b * x1) / a
+    close(y, x0 + bridge.noise_level(t)[:, None] * noise)
+    assert bool((bridge.noise_level(t).diff() > 0).all()) or bridge is BRIDGES["indi"]
+    assert float(bridge.noise_level(0.0)) == 0
+    assert float(bridge.noise_level(1.0)) == math.inf
+    assert bridge.noise_level(torch.ones(2, 3)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("name", I2SB)
+def test_noise_level_of_i2sb(name):
+    schedule, t = I2SB[name].schedule, torch.tensor([0.1, 0.5, 0.9], dtype=F64)
+    want = (schedule.var_fwd(t) * schedule.total / schedule.var_bwd(t)).sqrt()
+    close(I2SB[name].noise_level(t), want)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    name=st.sampled_from(list(BRIDGES)), s=st.floats(0, 0.98), t=st.floats(1e-2, 0.99), eta=st.floats(0, 1)
+)
+def test_step_is_that_of_a_diffusion_once_x1_is_taken_away(name, s, t, eta):
+    """y_s = x0 + ratio (y_t - x0) + noise: DDIM's [Song et al. 2021a, eq. 16] with its eta, DDPM's at 1.
+
+    Not for noisy InDI, whose own kernel adds no noise: there every eta is DDIM's 0.
+    """
+    bridge, (s, t) = BRIDGES[name], sorted((s, t))
+    if t - s < 1e-6 or t < 1e-2 or name == "indi":
+        return
+    step = bridge.step(torch.tensor(s, dtype=F64), torch.tensor(t, dtype=F64), eta)
+    k0, k1, kt, std = (float(k) for k in step)
+    (a_s, b_s, _), (a_t, b_t, _) = scalars(bridge, s), scalars(bridge, t)
+    low, high = float(bridge.noise_level(s)), float(bridge.noise_level(t))
+    added = 0.0 if name == "noisy-indi" else eta * low * math.sqrt(1 - (low / high) ** 2)
+    ratio = math.sqrt(low**2 - added**2) / high
+    close([kt * a_t / a_s, k0 / a_s, std / a_s], [ratio, 1 - ratio, added], atol=1e-10)
+    close(k1 + kt * b_t, b_s)
+
+
+@pytest.mark.parametrize("sampler", ["sde", "dbim"])
+@pytest.mark.parametrize("name", ["symmetric", "brownian", "ddbm-vp"])
+def test_a_walk_that_is_shown_x1_is_a_diffusion_s(name, sampler):
+    """Matched levels, matched noise, the exact denoiser given x1: one result, whatever the process."""
+    mixture = [torch.tensor(v, dtype=F64) for v in ([0.4, 0.6], [[-1.0], [0.8]], [[[0.04]], [[0.09]]])]
+    pair = MixturePair.degraded(*mixture, torch.tensor([[0.5]]), noise=0.4)
+    bridge, diffusion = BRIDGES[name], BRIDGES["diffusion"]
+    _, x1 = pair.sample(50, torch.Generator().manual_seed(0))
+    times = bridge.schedule.grid(9)
+    levels = 2 / math.pi * torch.atan(bridge.noise_level(times))  # where the diffusion has them
+    close(diffusion.noise_level(levels[1:]), bridge.noise_level(times[1:]))
+    ours, theirs = torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)
+    if sampler == "sde":  # the diffusion draws a start, which its first step forgets
+        torch.randn(x1.shape, generator=ours, dtype=F64)
+    given = pair.denoiser(bridge, x1), pair.denoiser(diffusion, x1)
+    walk = sample(given[0], bridge, x1, sampler=sampler, times=times, generator=ours)
+    noise = sample(given[1], diffusion, x1, sampler=sampler, times=levels, generator=theirs)
+    close(walk.x, noise.x, atol=1e-7)
+    plain = sample(pair.denoiser(bridge), bridge, x1, 9, sampler, generator=torch.Generator().manual_seed(1))
+    assert float((plain.x - noise.x).abs().mean()) > 0.05  # without x1 it is another walk
 
 
 @every_bridge
