@@ -12,10 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def time_features(t: Tensor, dim: int, scale: float = 1000.0) -> Tensor:
-    """Sinusoidal features (B, dim) of scale * t at dim / 2 geometrically spaced frequencies."""
-    steps = torch.arange(0, dim, 2, device=t.device, dtype=torch.float32)
-    angle = t.float()[:, None] * scale * torch.exp(steps * (-math.log(10000) / dim))
+def time_features(t: Tensor, dim: int, last: int = 0) -> Tensor:
+    """Sines, then cosines, of 1000 t f_i at f_i = 10000^(-i / (dim / 2 - last)), i < dim / 2.
+
+    t: (B,); returns float32 (B, dim). last = 0: the lowest frequency lies one step above 1 / 10000;
+    last = 1: at it, as in DDPM [Ho et al. 2020] and the report's network.
+    """
+    steps = torch.arange(dim // 2, device=t.device, dtype=torch.float32)
+    angle = t.float()[:, None] * 1000.0 * torch.exp(steps * (-math.log(10000) / (dim // 2 - last)))
     return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 
@@ -140,22 +144,29 @@ def _double(inp: int, out: int, mid: int | None = None) -> nn.Sequential:
 
 
 class ConditionalNorm(nn.Module):
-    """Instance norm whose scale and shift are relu(linear(z)), as the report's network has them."""
+    """Instance norm whose scale and shift are relu(linear(z)), as the report's network has them.
+
+    (x - mean) / sqrt(var + 1e-5) with the unbiased variance over the pixels of each channel.
+    """
 
     def __init__(self, channels: int, emb: int) -> None:
         super().__init__()
         self.shift, self.scale = nn.Conv2d(emb, channels, 1), nn.Conv2d(emb, channels, 1)
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        z = z[:, :, None, None]
-        return F.instance_norm(x) * F.relu(self.scale(z)) + F.relu(self.shift(z))
+        z, k = z[:, :, None, None], 1 - 1 / x[0, 0].numel()  # torch's variance is k times the unbiased
+        return F.instance_norm(x, eps=1e-5 * k) * k**0.5 * F.relu(self.scale(z)) + F.relu(self.shift(z))
 
 
 class CUNet(nn.Module):
     """The report's conditional U-Net: 27,318,387 parameters with base 80 and 128 noise channels.
 
     Four max-pooled levels, bilinear upsampling, the time entering only through `ConditionalNorm`
-    before each of the four upsamplings.   [Zaytsev 2024, sec. 4.3; Gushchin et al. 2023]
+    before each of the four upsamplings; at least 512 pixels.  [Zaytsev 2024, sec. 4.3; Gushchin et al. 2023]
+    The published function of the published weights, but for the time: the report's program casts the
+    frequencies to the integer type of its labels (appendix B, item 6). The recorded run
+    celeba64-deblur-cunet used an earlier form: no SiLU after the second time layer, time features
+    with last = 0, biased variance.
     """
 
     stride = 16
@@ -164,7 +175,7 @@ class CUNet(nn.Module):
         super().__init__()
         b, z = base, noise_channels
         self.noise_channels = z
-        self.time = nn.Sequential(nn.Linear(z, z), nn.SiLU(), nn.Linear(z, z))
+        self.time = nn.Sequential(nn.Linear(z, z), nn.SiLU(), nn.Linear(z, z), nn.SiLU())
         self.first = _double(inp, b)
         widths = [b, 2 * b, 4 * b, 8 * b, 8 * b]
         self.down = nn.ModuleList(_double(i, o) for i, o in itertools.pairwise(widths))
@@ -177,7 +188,9 @@ class CUNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         _check_size(x, self.stride)
-        z = self.time(time_features(t, self.noise_channels).to(self.last.weight.dtype))
+        if x[0, 0].numel() < 512:
+            raise ValueError(f"cunet needs at least 512 pixels, got {tuple(x.shape[-2:])}")
+        z = self.time(time_features(t, self.noise_channels, last=1).to(self.last.weight.dtype))
         h, skips = self.first(x), []
         for down in self.down:
             skips.append(h)

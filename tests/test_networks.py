@@ -1,10 +1,13 @@
-"""Parameter counts, and that time, precision, memory format and gradients go through."""
+"""Parameter counts, the published function; time, precision, memory format and gradients go through."""
+
+import math
 
 import pytest
 import torch
 from torch import nn
 
-from i2sb_lib.networks import create_network, time_features
+from i2sb_lib import networks
+from i2sb_lib.networks import CUNet, create_network, time_features
 
 NAMES = ["cunet", "unet-tiny", "unet-small", "unet-full"]
 every_network = pytest.mark.parametrize("name", NAMES)
@@ -28,6 +31,43 @@ def test_the_report_s_network_to_the_parameter():
     net = create_network("cunet")
     assert size(net) == 27_318_387
     assert size(create_network("cunet", 6)) == 27_318_387 + 3 * 80 * 9
+
+
+# The published code's outputs at pixel (5, 7) of both images, run in float64: the network of Gushchin
+# et al. 2023 with the report's time layers, weights, images and labels 20 and 250 as in the test below.
+# Labels of floats, then of integers, to whose type the report's program casts the frequencies.
+PUBLISHED = {
+    "float": [
+        [-0.0959306796, 0.9206679712, -0.1018983805],
+        [-0.1355921892, 0.8506051611, -0.1587292825],
+    ],
+    "integer": [
+        [-0.0290011611, 0.8771472925, -0.0445336958],
+        [-0.1979513976, 0.8265824544, -0.1853502406],
+    ],
+}
+
+
+def of_integers(t, dim, last):
+    """The report's time features: all frequencies below 1 become 0."""
+    rate = (10000 ** (-torch.arange(dim // 2) / (dim // 2 - last))).long()
+    angle = (t * 1000).round().long()[:, None] * rate
+    return torch.cat([angle.sin(), angle.cos()], dim=-1)
+
+
+@pytest.mark.parametrize("labels", PUBLISHED)
+def test_cunet_is_the_published_function(labels, monkeypatch):
+    if labels == "integer":
+        monkeypatch.setattr(networks, "time_features", of_integers)
+    net = CUNet(base=4, noise_channels=8).double()
+    with torch.no_grad():
+        for k, p in enumerate(net.parameters()):  # weights and images from a formula
+            wave = torch.sin(torch.arange(p.numel(), dtype=torch.float64) ** 2 + k).reshape(p.shape)
+            p.copy_(wave * (3 / p[0].numel()) ** 0.5 if p.ndim > 1 else (1 + wave) / 2)
+        x = torch.sin(torch.arange(2 * 3 * 32 * 48, dtype=torch.float64) ** 2).reshape(2, 3, 32, 48)
+        found = net(x, torch.tensor([0.02, 0.25]))[:, :, 5, 7]
+    want = torch.tensor(PUBLISHED[labels], dtype=torch.float64)
+    torch.testing.assert_close(found, want, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +94,8 @@ def test_time_features_are_sines_and_cosines():
     torch.testing.assert_close(f[1], torch.cat([angle.sin(), angle.cos()]), rtol=0, atol=1e-4)
     assert f[0].tolist() == [0.0] * 4 + [1.0] * 4
     assert time_features(t.double(), 8).dtype == torch.float32
+    slowest = 0.25 * 1000 / 10000  # with last = 1 the lowest frequency is 1 / 10000
+    assert time_features(t, 8, last=1)[1, 3].item() == pytest.approx(math.sin(slowest), rel=1e-5)
 
 
 @every_network
@@ -114,3 +156,10 @@ def test_errors(name, stride):
         create_network("unet")
     with pytest.raises(ValueError, match=r"cunet has no dropout, got dropout=0\.1"):
         create_network("cunet", dropout=0.1)
+
+
+def test_cunet_needs_pixels_for_its_variance():
+    net = CUNet(base=4, noise_channels=8)
+    with pytest.raises(ValueError, match=r"cunet needs at least 512 pixels, got \(16, 16\)"):
+        net(torch.zeros(1, 3, 16, 16), torch.zeros(1))
+    assert net(torch.rand(1, 3, 16, 32), torch.zeros(1)).isfinite().all()
