@@ -1,16 +1,26 @@
 """Images in one form: float32 (B, 3, H, W) in [-1, 1] in memory, 8 bits in files and data sets."""
 
-from pathlib import Path
+import io
+import os
+import warnings
+from collections import Counter, deque
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 from torch import Tensor
 
 from i2sb_lib.files import atomic_write
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".tif", ".tiff", ".ppm")  # read and written
+FORMATS = ("PNG", "JPEG", "MPO", "BMP", "WEBP", "TIFF", "PPM", "GIF", "AVIF")  # by content, of one file
+MAX_PIXELS = 2**27  # a hundred-megapixel camera's pictures; what claims more is not decoded
+_TURNS = dict(enumerate(("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270",
+                         "TRANSVERSE", "ROTATE_90"), 2))  # fmt: skip
+_RUN = {"model.json", "state.pt", "history.json", "metrics.json", "metrics.partial.json"}  # marks our folders
+_SHEETS = {"contact_sheet.png", "restored.png"}  # what our runs and evaluations draw there
 
 
 def check_images(x: Tensor, name: str = "images") -> Tensor:
@@ -53,45 +63,150 @@ def psnr(x: Tensor, y: Tensor) -> Tensor:
     return -10 * torch.log10((x - y).square().flatten(1).mean(1) / 4)
 
 
-def open_image(file: str | Path | object) -> Image.Image:
-    """Open an image upright (EXIF rotation applied); ValueError names a file that is not one."""
+def open_image(file: Any) -> Image.Image:
+    """The picture in a file, given by path or open for reading, as `to_rgb` makes it.
+
+    Of several in one file the first is taken, with a warning. Raises ValueError with the file's name
+    where it holds no picture of one of FORMATS, a damaged one, one of over MAX_PIXELS, or no known scale.
+    """
+    name = file if isinstance(file, str | os.PathLike) else getattr(file, "name", "image")
     try:
-        image = Image.open(file)  # type: ignore[arg-type]
-        image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        name = file if isinstance(file, Path) else getattr(file, "name", file)
-        raise ValueError(f"{name}: expected an image, got something unreadable ({error})") from None
-    return ImageOps.exif_transpose(image)
+        Image.init()
+        with Image.open(file, formats=[f for f in FORMATS if f in Image.OPEN]) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels, of at most {MAX_PIXELS}")
+            # a phone's MPO holds its one picture a second time, for other screens
+            several = image.format != "MPO" and getattr(image, "is_animated", False)
+            rgb = to_rgb(image)
+    except Exception as error:  # Pillow's decoders have no common base for their errors
+        reason = f"no kind of {', '.join(FORMATS)}" if isinstance(error, UnidentifiedImageError) else error
+        raise ValueError(f"{name}: expected an image, got something unreadable ({reason})") from None
+    if several:
+        warnings.warn(f"{name}: holds several pictures, took the first", stacklevel=2)
+    return rgb
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A picture as it is meant to be seen: upright, in sRGB, opaque over white, in Pillow's mode RGB.
+
+    EXIF orientation and an embedded ICC profile are applied and forgotten, and ignored where they are
+    malformed. Grey of 12 and 16 bits is scaled to 8. Raises ValueError for pixels of no known scale.
+    """
+    profile, deep = image.info.get("icc_profile"), ";16" in str(getattr(image, "tile", ""))
+    name = getattr(image, "filename", "")
+    image.filename = ""  # type: ignore[attr-defined]  # by name Pillow maps memory, and scrambles turned TIFFs
+    image.load()
+    image.filename = name  # type: ignore[attr-defined]
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # malformed tags do not make a picture bad
+        turn = None
+    image, alpha = _eight_bits(image, deep), None
+    if image.has_transparency_data:
+        rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        alpha = rgba.getchannel("A")
+        image = rgba.getchannel("R") if image.mode in ("1", "L", "LA", "La") else rgba.convert("RGB")
+    rgb = _srgb(image, profile)
+    if alpha is not None:
+        rgb = Image.composite(rgb, Image.new("RGB", rgb.size, "white"), alpha)
+    rgb = rgb.transpose(Image.Transpose[turn]) if turn else rgb.copy()
+    rgb.info = {}
+    return rgb
+
+
+def _eight_bits(image: Image.Image, deep: bool) -> Image.Image:
+    """16-bit grey as 8 bits (mode L or, with a transparent level, LA); other modes as they are.
+
+    deep: the file has 16 bits a colour, of which Pillow keeps the high bytes.
+    """
+    grey, key = image.mode[0] in "IF", image.info.get("transparency")
+    if not (grey or deep):
+        return image
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+        what = "floats" if image.mode == "F" else "signed or 32-bit integers"
+        raise ValueError(f"expected 8 or 16 bits a pixel, got {what}, whose white is not known")
+    tags = getattr(image, "tag_v2", {})  # of a TIFF: 258 bits a sample, 262 whether 0 is white
+    pixels, bits = np.asarray(image if grey else image.convert("RGB")), tags.get(258, (16,))[0]
+    if bits == 16 and 0 < pixels.max() < (4096 if grey else 16):
+        raise ValueError("expected 16 bits a pixel in use, got at most 12, whose white is not known")
+    if not grey:
+        image = image.copy()
+        image.info |= {"transparency": tuple(v >> 8 for v in key)} if isinstance(key, tuple) else {}
+        return image
+    white = 2**bits - 1
+    levels = white - pixels.astype(np.uint32) if tags.get(262) == 0 else pixels.astype(np.uint32)
+    plane = Image.fromarray(((levels * 255 + white // 2) // white).astype(np.uint8))
+    if key is not None:
+        plane.putalpha(Image.fromarray(np.where(pixels == key, 0, 255).astype(np.uint8)))
+    return plane
+
+
+def _srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """Colours of an opaque picture in sRGB; a profile that is damaged or of another mode is ignored."""
+    image = image.convert({"1": "L", "P": "RGB"}.get(image.mode, image.mode))
+    if profile:
+        try:
+            source, target = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
+            return ImageCms.profileToProfile(image, source, target, outputMode="RGB") or image
+        except (ImageCms.PyCMSError, OSError, ImportError):
+            pass
+    return image.convert("RGB")
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """Any image as uint8 (3, H, W): grey is repeated, alpha is composed over white.
-
-    Raises ValueError for pixels of no known scale: floats, and integers beyond 16 bits.
-    """
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    if image.mode.startswith("I"):  # 16-bit greyscale: PIL's own conversion would clip it
-        pixels = np.asarray(image, dtype=np.int64)
-        if image.mode == "I" and not (pixels.min() >= 0 and 255 < pixels.max() < 65536):
-            raise ValueError(
-                f"expected 8 or 16 bits a pixel, got integers from {pixels.min()} to {pixels.max()}"
-            )
-        image = Image.fromarray(((pixels + 128) // 257).astype(np.uint8))
-    if image.mode == "F":
-        raise ValueError("expected 8 or 16 bits a pixel, got floats, whose white is not known")
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    """Any picture as uint8 (3, H, W), as `to_rgb` makes it; raises its ValueError."""
+    return torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)
 
 
 def save_image(x: Tensor, path: str | Path) -> None:
     """Write one (3, H, W) image, uint8 or float in [-1, 1]; the file appears whole or not at all.
 
-    By its suffix: JPEG at quality 95 with full chroma, all others without loss.
+    By its suffix, one of SUFFIXES: JPEG at quality 95 with full chroma, all others without loss.
+    Raises ValueError for another suffix, whose format could not keep that promise.
     """
     path = Path(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"{path}: expected a suffix among {', '.join(SUFFIXES)}, got {path.suffix!r}")
     x = x if x.dtype == torch.uint8 else to_uint8(x)
-    jpeg = path.suffix.lower() in (".jpg", ".jpeg")
+    jpeg = path.suffix.lower() in (".jpg", ".jpeg", ".jfif")
     how: dict[str, Any] = {"quality": 95, "subsampling": 0} if jpeg else {"lossless": True}
     image = Image.fromarray(x.permute(1, 2, 0).cpu().numpy())
     atomic_write(path, lambda p: image.save(p, **how))
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a part of a path is a tool's own: it starts with a dot, or holds thumbnails or shadows."""
+    return any(p.startswith(".") or p in ("@eaDir", "__MACOSX") for p in PurePosixPath(name).parts)
+
+
+def list_images(
+    folder: Path, exclude: Path | None = None, suffixes: tuple[str, ...] = SUFFIXES
+) -> tuple[list[Path], Counter[str]]:
+    """Image files in a folder and below, sorted, and how many other files there are of each suffix.
+
+    Linked folders are followed, each real folder once and none above `folder`. Left out: what
+    `is_hidden`, the folder `exclude`, and the sheets and records of our own runs.
+    """
+    files, skipped, todo = [], Counter[str](), deque([folder])
+    seen = {*folder.resolve().parents, *([exclude.resolve()] if exclude else [])} - {folder.resolve()}
+    while todo:
+        here = todo.popleft()
+        if here.resolve() in seen:
+            continue
+        seen.add(here.resolve())
+        inside = [p for p in sorted(here.iterdir()) if not is_hidden(p.name)]
+        ours = any(p.name in _RUN for p in inside)
+        for path in inside:
+            if path.is_dir():  # real ones first: a folder that is also linked is listed under its own name
+                (todo.append if path.is_symlink() else todo.appendleft)(path)
+            elif path.suffix.lower() not in suffixes or not (path.is_file() or path.is_symlink()):
+                skipped[path.suffix.lower() or "no suffix"] += not ours
+            elif not (ours and path.name in _SHEETS):
+                files.append(path)
+    return sorted(files), +skipped
+
+
+def tally(skipped: Counter[str]) -> str:
+    """The second value of `list_images` in words: "3 other files (.gif 2, no suffix 1)"."""
+    kinds = ", ".join(f"{suffix} {n}" for suffix, n in sorted(skipped.items()))
+    return f"{skipped.total()} other files ({kinds})" if skipped else "no other files"

@@ -1,6 +1,9 @@
 """Files in, tensors out and back: orientation, transparency, depth, damage."""
 
 import io
+import struct
+import zlib
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -8,12 +11,15 @@ import torch
 from conftest import photograph
 from PIL import Image
 
+from i2sb_lib import images
 from i2sb_lib.images import (
     check_images,
+    list_images,
     open_image,
     psnr,
     quantise,
     save_image,
+    tally,
     to_float,
     to_tensor,
     to_uint8,
@@ -53,13 +59,111 @@ def test_psnr_is_per_image_with_peak_two():
     torch.testing.assert_close(psnr(x, y), torch.tensor([20.0, 40.0]))
 
 
-@pytest.mark.parametrize(("tag", "turn"), [(3, 2), (6, 3), (8, 1)])
-def test_exif_rotation_is_applied(picture, tag, turn):
+TURNS = {
+    1: lambda x: x,
+    2: lambda x: x.flip(2),
+    3: lambda x: x.flip(1, 2),
+    4: lambda x: x.flip(1),
+    5: lambda x: x.transpose(1, 2),
+    6: lambda x: x.rot90(-1, (1, 2)),
+    7: lambda x: x.transpose(1, 2).flip(1, 2),
+    8: lambda x: x.rot90(1, (1, 2)),
+}
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
+def test_every_orientation_of_every_kind_of_tiff(picture, mode, tmp_path):
+    """By path: uncompressed, which Pillow would map to memory in the wrong shape."""
+    deep = np.array(picture.convert("L")).astype(np.uint16) * 257
+    image = Image.fromarray(deep) if mode == "I;16" else picture.convert(mode)
+    for tag, turn in TURNS.items():
+        file = tmp_path / f"{tag}.tif"
+        image.save(file, tiffinfo={274: tag})
+        want = turn(to_tensor(image))
+        assert torch.equal(to_tensor(open_image(file)), want), tag
+        assert torch.equal(to_tensor(Image.open(file)), want), tag  # as users open them
+    assert not torch.equal(want, to_tensor(image))
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "webp"])
+def test_orientation_is_applied_once(picture, kind):
     exif = Image.Exif()
-    exif[0x0112] = tag
-    found = to_tensor(reopen(picture, exif=exif))
-    assert torch.equal(found, pixels(picture).rot90(turn, (1, 2)))
-    assert not torch.equal(found, pixels(picture))
+    for tag, turn in TURNS.items():
+        exif[274] = tag
+        image = reopen(picture, kind, exif=exif)
+        plain = to_tensor(reopen(picture, kind))
+        assert torch.equal(to_tensor(image), turn(plain)), tag
+        assert not image.info
+
+
+def exif_block(*entries, magic=b"II"):
+    """Raw EXIF; entries: tag, type, count, four bytes of value."""
+    body = b"".join(struct.pack("<HHI4s", *entry) for entry in entries)
+    return b"Exif\0\0" + magic + struct.pack("<HIH", 42, 8, len(entries)) + body + bytes(4)
+
+
+TURNED = (274, 3, 1, b"\6\0\0\0")
+
+
+@pytest.mark.parametrize(
+    ("block", "turned"),
+    [
+        (exif_block(TURNED, (282, 2, 4, b"abc\0")), True),  # text in XResolution
+        (exif_block((256, 9, 1, b"\xff\xff\xff\xff"), TURNED), True),  # a negative width
+        (exif_block((274, 2, 4, b"abc\0")), False),
+        (exif_block((274, 5, 1, b"\xff\xff\xff\x7f")), False),
+        (exif_block(TURNED, magic=b"XX"), False),
+    ],
+    ids=["text for a number", "sign", "text for a turn", "fraction", "header"],
+)
+@pytest.mark.parametrize("kind", ["jpeg", "png", "webp"])
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, on the damaged tags
+def test_malformed_tags_do_not_cost_the_picture(picture, kind, block, turned):
+    plain = to_tensor(reopen(picture, kind))
+    assert torch.equal(to_tensor(reopen(picture, kind, exif=block)), TURNS[6 if turned else 1](plain))
+
+
+def wide_gamut_profile():
+    """Display P3 with a gamma of 563/256, as a minimal ICC profile, and its matrix to D50."""
+    matrix = np.array(
+        [[0.51512, 0.29198, 0.15710], [0.24120, 0.69225, 0.06657], [-0.00105, 0.04189, 0.78407]]
+    )
+
+    def xyz(v):
+        return b"XYZ " + bytes(4) + struct.pack(">3i", *(round(65536 * c) for c in v))
+
+    tags = {b"wtpt": xyz((0.9642, 1, 0.8249)), b"cprt": b"text" + bytes(8)}
+    tags[b"desc"] = b"desc" + bytes(4) + struct.pack(">I", 3) + b"P3\0" + bytes(79)
+    for i, name in enumerate((b"r", b"g", b"b")):
+        tags[name + b"XYZ"] = xyz(matrix[:, i])
+        tags[name + b"TRC"] = b"curv" + bytes(4) + struct.pack(">IHH", 1, 563, 0)
+    table, body, start = struct.pack(">I", len(tags)), b"", 132 + 12 * len(tags)
+    for name, value in tags.items():
+        table += name + struct.pack(">II", start + len(body), len(value))
+        body += value + bytes(-len(value) % 4)
+    head = struct.pack(">I4s4s4s4s4s12x4s28x3i48x", start + len(body), bytes(4), b"\2\x40\0\0", b"mntr",
+                       b"RGB ", b"XYZ ", b"acsp", 63190, 65536, 54061)[4:]  # fmt: skip
+    return struct.pack(">I", start + len(body)) + head + table + body, matrix
+
+
+def test_colours_come_out_in_srgb(picture):
+    profile, matrix = wide_gamut_profile()
+    to_srgb = np.linalg.inv(
+        [[0.43607, 0.38515, 0.14307], [0.22249, 0.71687, 0.06061], [0.01392, 0.09708, 0.71410]]
+    )
+    linear = (to_srgb @ matrix @ ((np.array(picture) / 255.0)[..., None] ** (563 / 256)))[..., 0].clip(0, 1)
+    want = 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    image = reopen(picture, icc_profile=profile)
+    assert np.abs(np.array(image) - want).max() <= 1
+    assert np.abs(np.array(picture) - want).max() > 20
+    assert torch.equal(to_tensor(image), pixels(image))  # not twice
+    rgba = picture.convert("RGBA")
+    rgba.putalpha(255)
+    assert torch.equal(to_tensor(reopen(rgba, icc_profile=profile)), pixels(image))
+    for bad in (b"no profile", profile[:300], profile[:200] + b"?" * 99 + profile[299:]):
+        assert torch.equal(to_tensor(reopen(picture, icc_profile=bad)), pixels(picture))
+    grey = picture.convert("L")  # a profile of three colours does not fit
+    assert torch.equal(to_tensor(reopen(grey, icc_profile=profile)), pixels(grey.convert("RGB")))
 
 
 def test_alpha_is_composed_over_white(picture):
@@ -91,11 +195,69 @@ def test_grey_black_and_white_and_cmyk(picture):
     assert (cmyk.mean((1, 2)) - torch.tensor([255.0, 0, 0])).abs().max() < 8
 
 
-def test_sixteen_bits_are_scaled_not_clipped():
-    deep = np.array([[0, 128, 129, 257, 25700, 65406, 65407, 65535]], dtype=np.uint16)
-    found = to_tensor(reopen(Image.fromarray(deep)))
-    assert found[0].tolist() == [[round(v / 257) for v in deep[0].tolist()]]
-    assert found.shape == (3, 1, 8)
+def raw_png(rows, kind, transparent):
+    """A PNG of 16 bits: grey (kind 0) or colour (2), with one transparent value."""
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    lines = b"".join(b"\0" + np.array(row, dtype=">u2").tobytes() for row in rows)
+    size = (len(rows[0]) // (3 if kind else 1), len(rows), 16, kind, 0, 0, 0)
+    parts = [
+        (b"IHDR", struct.pack(">IIBBBBB", *size)),
+        (b"tRNS", np.array(transparent, dtype=">u2").tobytes()),
+    ]
+    parts += [(b"IDAT", zlib.compress(lines)), (b"IEND", b"")]
+    return io.BytesIO(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts))
+
+
+def raw_tiff(values, bits=16, **tags):
+    """A grey TIFF whose every tag can be chosen: of 16-bit values, or of packed bytes."""
+    names = {"photometric": 262, "sign": 339}
+    data = values if isinstance(values, bytes) else np.array(values, dtype="<i4").astype("<u2").tobytes()
+    width = len(data) * 8 // bits
+    entries = {256: width, 257: 1, 258: bits, 259: 1, 262: 1, 277: 1, 278: 1, 279: len(data)}
+    entries |= {names[k]: v for k, v in tags.items()}
+    entries[273] = 14 + 12 * (len(entries) + 1)
+    body = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in sorted(entries.items()))
+    return io.BytesIO(b"II*\0" + struct.pack("<IH", 8, len(entries)) + body + bytes(4) + data)
+
+
+def levels(file):
+    x = to_tensor(open_image(file))
+    assert torch.equal(x[0], x[1])
+    assert torch.equal(x[0], x[2])
+    return x[0, 0].tolist()
+
+
+def test_sixteen_bits_are_scaled_whatever_their_form():
+    deep = [0, 128, 129, 257, 25700, 65406, 65407, 65535]
+    want = [round(v / 257) for v in deep]
+    assert levels(raw_png([deep], 0, 65535)) == [*want[:-1], 255]
+    assert levels(raw_png([deep], 0, 25700)) == [*want[:4], 255, *want[5:]]
+    assert levels(raw_tiff(deep)) == want
+    assert levels(raw_tiff(deep, photometric=0)) == [255 - v for v in want]
+    assert levels(raw_tiff(b"\xff\xf8\x00", bits=12)) == [255, 128]
+    assert levels(io.BytesIO(b"P5 8 1 65535\n" + np.array(deep, dtype=">u2").tobytes())) == want
+    assert levels(raw_tiff([0, 0])) == [0, 0]  # black at any scale
+    colours = to_tensor(open_image(raw_png([[65535, 0, 0, 25601, 300, 999]], 2, [25601, 300, 999])))
+    assert colours[:, 0].T.tolist() == [[255, 0, 0], [255, 255, 255]]
+
+
+def test_pixels_of_no_known_scale_are_refused_by_name(tmp_path):
+    float_, wide = (np.linspace(0, 9, 64).reshape(8, 8).astype(t) for t in (np.float32, np.int32))
+    buffers = {"float": io.BytesIO(), "wide": io.BytesIO()}
+    Image.fromarray(float_).save(buffers["float"], "tiff")
+    Image.fromarray(wide).save(buffers["wide"], "tiff")
+    buffers |= {"signed": raw_tiff([0, 32767, 9], sign=2), "twelve": raw_tiff([0, 4095, 9])}
+    buffers["colour"] = raw_png([[0, 4095, 9]], 2, [7, 7, 7])
+    buffers["pfm"] = io.BytesIO(b"Pf 1 1 -1.0\n" + struct.pack("<f", 0.5))
+    for name, buffer in buffers.items():
+        (tmp_path / name).write_bytes(buffer.getvalue())
+        with pytest.raises(ValueError, match=rf"{name}: .*whose white is not known"):
+            open_image(tmp_path / name)
+    with pytest.raises(ValueError, match="signed or 32-bit integers, whose white"):
+        to_tensor(Image.fromarray(wide * 1000))
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpeg", "bmp", "webp", "tiff"])
@@ -189,8 +351,99 @@ def test_a_jpeg_is_saved_well_and_a_webp_without_loss(tmp_path):
     assert psnr(again, to_float(x)[None]) > psnr(usual, to_float(x)[None]) + 3
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.int32])
-def test_pixels_of_no_known_scale_are_refused(tmp_path, dtype):
-    Image.fromarray(np.linspace(0, 1, 64).reshape(8, 8).astype(dtype)).save(tmp_path / "a.tiff")
-    with pytest.raises(ValueError, match="expected 8 or 16 bits a pixel"):
-        to_tensor(open_image(tmp_path / "a.tiff"))
+def test_a_suffix_whose_format_would_break_the_promise_is_refused(picture, tmp_path):
+    for name in ("a.gif", "a.avif", "a.jp2", "a"):
+        with pytest.raises(ValueError, match=rf"{name}: expected a suffix among \.png"):
+            save_image(pixels(picture), tmp_path / name)
+    assert not list(tmp_path.iterdir())
+    for suffix in set(images.SUFFIXES) - {".jpg", ".jpeg", ".jfif"}:
+        save_image(pixels(picture), tmp_path / f"a{suffix}")
+        assert torch.equal(to_tensor(open_image(tmp_path / f"a{suffix}")), pixels(picture))
+    save_image(pixels(picture), tmp_path / "a.jfif")
+    save_image(pixels(picture), tmp_path / "a.jpg")
+    assert (tmp_path / "a.jfif").read_bytes() == (tmp_path / "a.jpg").read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["gif", "webp", "tiff", "png", "avif", "mpo"])
+def test_the_first_of_several_pictures_is_taken_and_said(picture, kind, tmp_path, recwarn):
+    first, second = picture.resize((32, 32)), Image.new("RGB", (32, 32), "red")
+    first.save(tmp_path / "a", kind, save_all=True, append_images=[second])
+    first.save(tmp_path / "b", kind)
+    with Image.open(tmp_path / "b") as one:
+        assert torch.equal(to_tensor(open_image(tmp_path / "b")), to_tensor(one))
+    assert not recwarn
+    mean = to_tensor(open_image(tmp_path / "a")).float().mean((1, 2))
+    assert (mean - pixels(first).float().mean((1, 2))).abs().max() < 9
+    said = [str(w.message) for w in recwarn]
+    assert said == ([] if kind == "mpo" else [f"{tmp_path / 'a'}: holds several pictures, took the first"])
+
+
+def test_only_kinds_of_pictures_that_are_safe_to_decode_are_opened(picture, tmp_path):
+    picture.save(tmp_path / "a.png", "eps")  # whose decoder is a program of its own
+    with pytest.raises(ValueError, match=r"a\.png: expected an image.*no kind of PNG"):
+        open_image(tmp_path / "a.png")
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Two pictures in a folder with whatever else a stranger's folder may hold."""
+    root = tmp_path / "tree"
+    names = [
+        "a.PNG",
+        "sub/b.jpg",
+        ".hidden.png",
+        ".ipynb_checkpoints/b.png",
+        "sub/@eaDir/b.png",
+        "c.gif",
+        "d.gif",
+    ]
+    for name in [*names, "e", "notes.txt", "sub/.b.123.tmp.png", "__MACOSX/._a.png"]:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"")
+    return root
+
+
+def test_a_folder_s_pictures_are_listed_and_the_rest_is_counted(tree):
+    files, skipped = list_images(tree)
+    assert [str(f.relative_to(tree)) for f in files] == ["a.PNG", "sub/b.jpg"]
+    assert skipped == {".gif": 2, "no suffix": 1, ".txt": 1}
+    assert tally(skipped) == "4 other files (.gif 2, .txt 1, no suffix 1)"
+    assert list_images(tree / "sub" / "@eaDir")[0]  # asked for by name
+    assert tally(Counter()) == "no other files"
+
+
+def test_linked_folders_are_followed_once(tree, tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "o.png").write_bytes(b"")
+    (tree / "link").symlink_to(outside)
+    (tree / "again").symlink_to(outside)
+    (tree / "a_sub").symlink_to(tree / "sub")  # sorts before it, yet it keeps its own name
+    (tree / "sub" / "loop").symlink_to(tree)
+    (outside / "up").symlink_to(tmp_path)
+    (tree / "self").symlink_to("self")
+    (tree / "gone.png").symlink_to(tmp_path / "nowhere")
+    found = [str(f.relative_to(tree)) for f in list_images(tree)[0]]
+    assert found == ["a.PNG", "again/o.png", "gone.png", "sub/b.jpg"]
+    with pytest.raises(ValueError, match=r"gone\.png: expected an image.*No such file"):
+        open_image(tree / "gone.png")
+
+
+def test_what_our_runs_wrote_is_no_picture_of_the_folder(tree):
+    for name in ("contact_sheet.png", "sub/restored.png", "run/contact_sheet.png", "run/good.png"):
+        (tree / name).parent.mkdir(exist_ok=True)
+        (tree / name).write_bytes(b"")
+    (tree / "run" / "model.json").write_text("{}")
+    (tree / "sub" / "metrics.json").write_text("{}")
+    found = [str(f.relative_to(tree)) for f in list_images(tree)[0]]
+    assert found == ["a.PNG", "contact_sheet.png", "run/good.png", "sub/b.jpg"]
+    assert ".json" not in list_images(tree)[1]
+
+
+def test_the_excluded_folder_is_left_out_but_never_the_whole(tree, tmp_path):
+    everything = list_images(tree)[0]
+    assert list_images(tree, tree / "sub")[0] == everything[:1]
+    (tmp_path / "alias").symlink_to(tree / "sub")
+    assert list_images(tree, tmp_path / "alias")[0] == everything[:1]
+    for above in (tree, tmp_path, tree / "absent", tree / "sub" / ".." / ".."):
+        assert list_images(tree, above)[0] == everything
