@@ -2,15 +2,20 @@
 
 import os
 import subprocess
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 
 def atomic_write(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a temporary file beside `path`, then move it there in one step."""
+    """Let `write` fill a temporary file beside `path`, then move it there in one step.
+
+    Threads and processes may write one path at once: each has a temporary file of its own, whose name
+    starts with a dot and ends as `path` does, and the last to finish is what is kept.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    partial = path.with_name(f".{uuid.uuid4().hex}.tmp{path.suffix}")
     try:
         write(partial)
         os.replace(partial, path)
@@ -18,10 +23,16 @@ def atomic_write(path: Path, write: Callable[[Path], Any]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def git_commit() -> str | None:
-    """The commit of the source this runs from, None where it is not a git checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+def git_commit(root: Path = Path(__file__).parents[1]) -> str | None:
+    """The commit of the checkout that this code is in; None where it is installed or copied elsewhere."""
+    project = root / "pyproject.toml"
+    if not ((root / ".git").exists() and project.exists() and 'name = "i2sb-lib"' in project.read_text()):
+        return None
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    here = {
+        k: v for k, v in os.environ.items() if not k.startswith("GIT_")
+    }  # of a hook of another repository
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=here).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None

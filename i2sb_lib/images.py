@@ -98,7 +98,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     image.load()
     image.filename = name  # type: ignore[attr-defined]
     try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # malformed tags do not make a picture bad
         turn = None
     image, alpha = _eight_bits(image, deep), None

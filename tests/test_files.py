@@ -1,0 +1,102 @@
+"""Writing that is whole or nothing, from many threads, and whose commit a result records."""
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+from i2sb_lib import files
+from i2sb_lib.files import atomic_write, git_commit
+from i2sb_lib.images import list_images, open_image, save_image, to_tensor
+
+
+def test_eight_threads_may_save_one_path(tmp_path):
+    """And whoever reads meanwhile sees one of their pictures, whole."""
+    path = tmp_path / "out.png"
+    levels = range(0, 256, 32)
+
+    def work(level):
+        found = set()
+        for _ in range(12):
+            save_image(torch.full((3, 40, 40), level, dtype=torch.uint8), path)
+            found.add(tuple(to_tensor(open_image(path)).unique().tolist()))
+        return found
+
+    with ThreadPoolExecutor(8) as pool:
+        seen = set().union(*pool.map(work, levels))
+    assert seen <= {(level,) for level in levels}
+    assert [f.name for f in tmp_path.iterdir()] == ["out.png"]
+
+
+def test_a_killed_process_leaves_no_picture_and_no_damage(tmp_path):
+    save_image(torch.zeros(3, 4, 4, dtype=torch.uint8), tmp_path / "a.png")
+    before = (tmp_path / "a.png").read_bytes()
+    code = (
+        "import os, runpy, sys; from pathlib import Path\n"
+        "write = runpy.run_path(sys.argv[1])['atomic_write']\n"
+        "write(Path(sys.argv[2]), lambda p: (p.write_bytes(b'half'), os.kill(os.getpid(), 9)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, files.__file__, str(tmp_path / "a.png")])
+    assert done.returncode == -9
+    assert (tmp_path / "a.png").read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 2
+    assert list_images(tmp_path)[0] == [tmp_path / "a.png"]
+
+
+def test_an_error_keeps_the_old_file_and_a_new_one_has_the_usual_rights(tmp_path):
+    path = tmp_path / "deep" / "er" / f"{'n' * 250}.json"  # as long as a name may be
+    atomic_write(path, lambda p: p.write_text("old"))
+
+    def fail(partial):
+        partial.write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        atomic_write(path, fail)
+    assert path.read_text() == "old"
+    assert [f.name for f in path.parent.iterdir()] == [path.name]
+    (tmp_path / "plain").write_text("")
+    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+
+
+def git(folder, *args):
+    who = ["-c", "user.name=A", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+    env = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
+    done = subprocess.run(["git", "-C", str(folder), *who, *args], capture_output=True, text=True, env=env)
+    return done.stdout.strip()
+
+
+def committed(folder) -> str:
+    """Make a folder a repository of all that is in it; its commit."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "README").write_text("")
+    git(folder, "init", "-q")
+    git(folder, "add", ".")
+    git(folder, "commit", "-qm", "one")
+    return git(folder, "rev-parse", "HEAD")
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_the_commit_is_of_this_project_s_own_repository_or_none(tmp_path, monkeypatch):
+    own, other = tmp_path / "own", tmp_path / "other"
+    for place in (own, other / "venv" / "site-packages", other):  # a clone, installed, copied
+        (place / "i2sb_lib").mkdir(parents=True)
+        shutil.copy(files.__file__, place / "i2sb_lib")
+    shutil.copy(ROOT / "pyproject.toml", own)
+    (other / "pyproject.toml").write_text('[project]\nname = "another"\n')
+    ours, theirs = committed(own), committed(other)
+    assert len(ours) == len(theirs) == 40
+    monkeypatch.setenv("GIT_DIR", str(other / ".git"))  # as in a hook
+    assert git_commit(own) == ours
+    assert git_commit(other) is None
+    assert git_commit(other / "venv" / "site-packages") is None
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert git_commit(own) is None  # without git
+    assert git_commit.__defaults__ == (Path(files.__file__).parents[1],)
