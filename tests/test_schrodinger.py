@@ -1,6 +1,7 @@
 """The Schrödinger system against closed forms, dense log-sum-exp and a second library."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -155,6 +156,63 @@ def test_samples_follow_the_density_they_are_drawn_from() -> None:
     assert points.mean(0).tolist() == pytest.approx([-1.0, 0.5], abs=0.01)
     expected = [math.sqrt(0.4**2 + 0.1**2 / 6), math.sqrt(0.3**2 + 0.1**2 / 6)]
     assert points.std(0).tolist() == pytest.approx(expected, rel=0.02)
+
+
+def test_samples_are_spread_over_the_two_cells_beside_a_node_as_a_tent() -> None:
+    """The interpolant of a single spike is a tent: the jitter's law, axis by axis."""
+    stats = pytest.importorskip("scipy.stats")
+    x, y = line(7), line(5, 1.0)
+    p = torch.zeros(7, 5)
+    p[2, 3] = 1
+    points = SchrodingerSystem(SCHEDULE, [x, y], torch.ones(7, 5), torch.ones(7, 5)).sample(
+        p, 20_000, torch.Generator().manual_seed(2)
+    )
+    u = (points - torch.stack([x[2], y[3]])) / torch.tensor([1.0, 0.5])
+    for d in (0, 1):
+        assert stats.kstest(u[:, d].numpy(), stats.triang(0.5, -1, 2).cdf).pvalue > 0.01
+    assert abs(float(torch.corrcoef(u.T)[0, 1])) < 2.58 / math.sqrt(20_000)
+
+
+def test_drift_off_the_grid_continues_the_last_cell_s_linear_interpolant(system: SchrodingerSystem) -> None:
+    x, h = system.axes[0], system.spacing[0]
+    for backward in (False, True):
+        f = system.drift(0.4, backward=backward)[:, 0]
+        for far in (0.3, 2.5):
+            got = system.drift(0.4, torch.stack([x[:1] - far, x[-1:] + far]), backward=backward)[:, 0]
+            expected = torch.stack([f[0] - far * (f[1] - f[0]) / h, f[-1] + far * (f[-1] - f[-2]) / h])
+            assert torch.allclose(got, expected, rtol=1e-9, atol=0)
+
+
+def test_drift_in_the_plane_is_bilinear_on_the_grid_and_off_it() -> None:
+    x, y = line(41), line(31, 2.0)
+    p, q = (bumps(x, a)[:, None] * bumps(y, b) + bumps(x, b)[:, None] for a, b in ((-0.8, 0.5), (0.3, -0.2)))
+    got = SchrodingerSystem(SCHEDULE, [x, y], p, q, tol=1e-8)
+    field = got.drift(0.3)
+    for u, v in ((12.25, 7.6), (-1.5, 29.8), (42.0, 31.75), (0.5, -0.5)):  # in cells; three are off the grid
+        i, j = min(max(int(u), 0), 39), min(max(int(v), 0), 29)
+        point = torch.tensor(
+            [[float(x[0]) + u * got.spacing[0], float(y[0]) + v * got.spacing[1]]], dtype=torch.float64
+        )
+        c = field[i : i + 2, j : j + 2]
+        low, high = c[0] + (u - i) * (c[1] - c[0])  # along x, at y_j and at y_{j+1}
+        expected = low + (v - j) * (high - low)
+        assert torch.allclose(got.drift(0.3, point)[0], expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("times", [[0.0, 0.4, 1.0], [1.0, 0.7, 0.0]])
+def test_a_step_of_the_simulation_has_the_variance_of_its_interval(
+    system: SchrodingerSystem, times: list[float]
+) -> None:
+    """beta(s) |t - s| would miss the variance of the first step by about a fifth."""
+    start, backward = torch.linspace(-1, 1, 64, dtype=torch.float64)[:, None], times[1] < times[0]
+    path = list(system.simulate(start, torch.tensor(times), torch.Generator().manual_seed(3)))
+    again = torch.Generator().manual_seed(3)
+    assert torch.equal(path[0][1], start)
+    for (s, xs), (t, xt) in pairwise(path):
+        noise = torch.randn(64, 1, generator=again, dtype=torch.float64)
+        var = abs(float(SCHEDULE.var_fwd(t)) - float(SCHEDULE.var_fwd(s)))
+        expected = xs + (t - s) * system.drift(s, xs, backward=backward) + math.sqrt(var) * noise
+        assert torch.allclose(xt, expected, rtol=0, atol=1e-12)
 
 
 def test_zero_mass_is_allowed() -> None:
