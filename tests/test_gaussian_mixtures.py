@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from i2sb_lib.bridge import Bridge
-from i2sb_lib.gaussian_mixtures import MixturePair
+from i2sb_lib.gaussian_mixtures import Mixture, MixtureBridge, MixturePair
 from i2sb_lib.samplers import sample
 from i2sb_lib.schedule import Schedule
+from i2sb_lib.schrodinger import SchrodingerSystem
 
 BRIDGES = [Bridge(Schedule.constant(0.7)), Bridge(Schedule.symmetric()), Bridge.indi(0.5)]
 F64 = torch.float64
@@ -25,14 +26,38 @@ def prior(dim: int = 2, k: int = 3, seed: int = 0):
     return w / w.sum(), 2 * torch.randn(k, dim, generator=g, dtype=F64), covs
 
 
+H = torch.tensor([[0.6, 0.3], [-0.2, 0.9]], dtype=F64)
+
+
 def pair(kind: str, dim: int = 2) -> MixturePair:
-    h = torch.tensor([[0.6, 0.3], [-0.2, 0.9]], dtype=F64)[:dim, :dim]
+    h = H[:dim, :dim]
     if kind == "independent":
         return MixturePair.independent(prior(dim), prior(dim, 2, seed=1))
     return MixturePair.degraded(*prior(dim), h, {"noisy": 0.3, "deterministic": 0.0}[kind])
 
 
 KINDS = ["noisy", "deterministic", "independent"]
+
+
+def log_density(w, m, c, x):
+    """Logarithm of a mixture's density at x (N, D), by torch's normal distribution."""
+    return (torch.distributions.MultivariateNormal(m, c).log_prob(x[:, None]) + w.log()).logsumexp(1)
+
+
+def test_degraded_is_the_law_of_h_x0_plus_noise():
+    x0, x1 = 2 * torch.randn(2, 50, 2, generator=torch.Generator().manual_seed(4), dtype=F64)
+    given_x0 = torch.distributions.MultivariateNormal(x0 @ H.T, 0.3**2 * torch.eye(2, dtype=F64))
+    want = log_density(*prior(), x0) + given_x0.log_prob(x1)
+    torch.testing.assert_close(log_density(*pair("noisy"), torch.cat([x0, x1], 1)), want, rtol=0, atol=1e-10)
+    x0, x1 = pair("deterministic").sample(50, torch.Generator().manual_seed(4))
+    torch.testing.assert_close(x1, x0 @ H.T, rtol=0, atol=1e-7)
+
+
+def test_independent_is_the_product_of_two_laws():
+    x0, x1 = 2 * torch.randn(2, 50, 2, generator=torch.Generator().manual_seed(5), dtype=F64)
+    want = log_density(*prior(), x0) + log_density(*prior(2, 2, seed=1), x1)
+    got = log_density(*pair("independent"), torch.cat([x0, x1], 1))
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("bridge", BRIDGES)
@@ -214,3 +239,95 @@ def test_algorithm_2_recovers_the_mixture(kind):
     assert distance == sorted(distance, reverse=True)
     assert ks_2samp(found[200].numpy(), x0[:, 0].numpy()).pvalue > 1e-3
     assert ks_2samp(found[2].numpy(), x0[:, 0].numpy()).pvalue < 1e-3  # the test can tell
+
+
+def mixture(dim: int, k: int, seed: int) -> Mixture:
+    g = torch.Generator().manual_seed(seed)
+    w, s = torch.rand(2, k, generator=g, dtype=F64) + 0.1
+    return Mixture(w, torch.randn(k, dim, generator=g, dtype=F64), s / 3)
+
+
+def schrodinger_bridge(dim: int) -> MixtureBridge:
+    """Over a table that is not symmetric, so that t and 1 - t cannot be confused."""
+    table = Schedule.from_betas(torch.tensor([0.1, 0.5, 0.2, 0.05], dtype=F64))
+    return MixtureBridge(Bridge(table), mixture(dim, 2, 6), mixture(dim, 3, 7))
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+def test_a_mixture_and_its_heat_flow_against_torch(dim):
+    p, v = mixture(dim, 3, 6), torch.tensor([0.0, 0.4], dtype=F64)
+    x = torch.randn(2, dim, generator=torch.Generator().manual_seed(0), dtype=F64)
+    for i in range(2):  # one variance for both points, and one a point
+        covs = (p.variances + v[i])[..., None] * torch.eye(dim, dtype=F64)
+        want = log_density(p.weights, p.means, covs, x)
+        torch.testing.assert_close(p.heat(v[i]).log(x), want, rtol=0, atol=1e-12)
+        torch.testing.assert_close(p.heat(v).log(x)[i], want[i], rtol=0, atol=1e-12)
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(p.log(x).sum(), x)
+    torch.testing.assert_close(p.score(x), gradient, rtol=0, atol=1e-12)
+
+
+def test_a_mixture_given_as_lists_is_exact_in_double_precision():
+    p = Mixture([1, 3], [-1.1, 2], [0.3, 1])
+    phi = torch.special.ndtr(torch.tensor([1.1 / 0.3**0.5, -2], dtype=F64))
+    assert abs(float(p.cdf([0.0])[0] - (phi[0] + 3 * phi[1]) / 4)) < 1e-14
+    want = math.exp(-(1.1**2) / 0.6) / math.sqrt(0.6 * math.pi) + 3 * math.exp(-2) / math.sqrt(2 * math.pi)
+    assert abs(float(p.log(torch.zeros(1, 1, dtype=F64))) - math.log(want)) < 1e-14
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+def test_draws_of_a_mixture_have_its_distribution_function(dim):
+    """Kolmogorov-Smirnov at level 1e-3 for each coordinate; the wrong coordinate is noticed."""
+    from scipy.stats import kstest
+
+    p = mixture(dim, 3, 6)
+    x = p.sample(20_000, torch.Generator().manual_seed(1)).numpy()
+    for i in range(dim):
+        found = [kstest(x[:, i], lambda y, j=j: p.cdf(y, j).numpy()).pvalue for j in range(dim)]
+        assert found[i] > 1e-3
+        assert max([0.0, *found[:i], *found[i + 1 :]]) < 1e-3
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+def test_the_pairs_and_the_potentials_are_one_bridge(dim):
+    """pi = Psi_hat(., 0) K Psi(., 1), and the law of X_t made from pi is Psi Psi_hat at every t."""
+    p = schrodinger_bridge(dim)
+    x0, x1 = torch.randn(2, 40, dim, generator=torch.Generator().manual_seed(2), dtype=F64)
+    kernel = Mixture([1], [[0.0] * dim], [p.bridge.schedule.total]).log(x1 - x0)
+    want = p.psi_hat(0).log(x0) + kernel + p.psi(1).log(x1)
+    torch.testing.assert_close(log_density(*p.pair, torch.cat([x0, x1], 1)), want, rtol=0, atol=1e-10)
+    for t in (0.0, 0.15, 0.5, 0.8, 1.0):
+        want = p.psi(t).log(x0) + p.psi_hat(t).log(x0)
+        torch.testing.assert_close(p.q(t).log(x0), want, rtol=0, atol=1e-10)
+        torch.testing.assert_close(p.pair.posterior(p.bridge, t, x0)[0], want, rtol=0, atol=1e-8)
+
+
+def test_the_grid_finds_the_mixtures_potentials():
+    """Sinkhorn is given p_A and p_B alone."""
+    p, x = schrodinger_bridge(1), torch.linspace(-7, 7, 701, dtype=F64)
+    ends = [p.q(t).log(x[:, None]).exp() for t in (0.0, 1.0)]
+    system = SchrodingerSystem(p.bridge.schedule, [x], *ends, tol=1e-10)
+    inner = slice(250, 451)
+    for t in (0.1, 0.6, 0.9):
+        for found, exact in ((system.log_Psi(t), p.psi(t)), (system.log_Psi_hat(t), p.psi_hat(t))):
+            slip = (found - exact.log(x[:, None]))[inner]
+            assert float((slip - slip.mean()).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_simulated_paths_have_the_bridges_law(backward):
+    """At level 1e-3 on 20,000 paths: both ends, the middle, and the correlation of the ends."""
+    from scipy.stats import kstest
+
+    p, g = schrodinger_bridge(1), torch.Generator().manual_seed(3)
+    times = torch.linspace(0, 1, 61, dtype=F64)
+    times = times.flip(0) if backward else times
+    paths = dict(p.simulate(p.q(float(times[0])).sample(20_000, g), times, g))
+    for t in (0.5, float(times[-1])):
+        assert kstest(paths[t][:, 0].numpy(), lambda y, t=t: p.q(t).cdf(y).numpy()).pvalue > 1e-3
+    ends = torch.stack([paths[0.0][:, 0], paths[1.0][:, 0]])
+    outer = p.pair.covs + p.pair.means[:, :, None] * p.pair.means[:, None]
+    mean = p.pair.weights @ p.pair.means
+    cov = (p.pair.weights[:, None, None] * outer).sum(0) - torch.outer(mean, mean)
+    want = cov[0, 1] / (cov[0, 0] * cov[1, 1]).sqrt()
+    assert abs(float(torch.corrcoef(ends)[0, 1] - want)) < 3.3 / 20_000**0.5
