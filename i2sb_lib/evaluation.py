@@ -4,6 +4,8 @@ Both batches are rounded to 8 bits, as files would be, and must have one shape: 
 of two sizes, or images in [0, 1] where [-1, 1] is meant, gives a number that means nothing.
 """
 
+import importlib.util
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -17,6 +19,9 @@ from i2sb_lib.data import cache_dir, fingerprint
 from i2sb_lib.images import check_images, psnr, quantise, to_uint8
 
 METRICS = ("psnr", "ssim", "lpips", "fid", "kid")
+_NEEDS = {"ssim": "torchmetrics", "lpips": "lpips", "fid": "torch_fidelity", "kid": "torch_fidelity"}
+EXTRA = 'pip install "i2sb-lib[metrics]"'
+_SIDE = {"ssim": 6, "lpips": 31}  # smallest images: half its window, and AlexNet's first layers
 
 
 class Metric(NamedTuple):
@@ -90,32 +95,63 @@ def _fidelity(x: Tensor, y: Tensor, names: set[str]) -> dict[str, Metric]:
     return {name: Metric(*[result[keys[name]]] * 3) for name in names}
 
 
+def check_metrics(metrics: Sequence[str] | None = None, shape: Sequence[int] | None = None) -> list[str]:
+    """The metrics of an evaluation: those given, or what is installed of psnr and ssim.
+
+    Raises ValueError for one that is unknown or that images (N, 3, H, W) of this shape cannot have, and
+    MetricUnavailable, with the extra to install, for one whose package is missing.
+    """
+    if metrics is None:
+        return ["psnr", *["ssim"] * (importlib.util.find_spec("torchmetrics") is not None)]
+    if unknown := set(metrics) - set(METRICS):
+        raise ValueError(f"expected metrics among {METRICS}, got {sorted(unknown)}")
+    for name in metrics:
+        if name in _NEEDS and importlib.util.find_spec(_NEEDS[name]) is None:
+            raise MetricUnavailable(f"{name} needs {_NEEDS[name]}: {EXTRA}")
+        if shape and min(shape[-2:]) < _SIDE.get(name, 1):
+            sides = f"{shape[-2]} x {shape[-1]}"
+            raise ValueError(f"{name}: expected images of at least {_SIDE[name]} pixels a side, got {sides}")
+        if shape and name in ("fid", "kid") and shape[0] < 2:
+            raise ValueError(f"{name} compares two sets: expected at least 2 images in each, got {shape[0]}")
+    return list(metrics)
+
+
 def _check_pair(x0_hat: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
-    for name, x in (("x0_hat", x0_hat), ("x0", x0)):
-        if float(check_images(x, name).min()) >= 0:
-            raise ValueError(f"{name}: expected values in [-1, 1], got none below 0 as in [0, 1] images")
-        if float(x.max() - x.min()) < 4 / 255:
-            raise ValueError(f"{name}: expected contrast, got none, as of [0, 1] images cast to bytes")
+    """Both rounded to 8 bits; ValueError where one is no image in [-1, 1] and the other shows it.
+
+    Bright, black or constant images are good ones: only beside their counterparts can they be told
+    from images in [0, 1], which are much closer once rescaled, and from those cast to bytes.
+    """
+    pair = {"x0_hat": check_images(x0_hat, "x0_hat"), "x0": check_images(x0, "x0")}
     if x0_hat.shape != x0.shape:
         raise ValueError(
             f"expected images of one shape, got {tuple(x0_hat.shape)} and {tuple(x0.shape)}: "
             "metrics across sizes compare the resizing, not the restoration"
         )
+    for (name, x), y in zip(pair.items(), (x0, x0_hat), strict=True):
+        low, high = (float(v) for v in x.aminmax())
+        if high < 4 / 255 - 1 and float(y.mean()) > -0.9:
+            raise ValueError(f"{name}: expected values in [-1, 1], got black, as of [0, 1] cast to bytes")
+        if low >= 0 and high > low and 4 * (2 * x - 1 - y).square().mean() < (x - y).square().mean():
+            raise ValueError(f"{name}: expected values in [-1, 1], got them as in [0, 1] images")
+    if min(float(x0_hat.min()), float(x0.min())) >= 0:
+        text = "no value below 0: right for bright images in [-1, 1], wrong for any in [0, 1]"
+        warnings.warn(text, stacklevel=2)
     return quantise(x0_hat), quantise(x0)
 
 
 @torch.no_grad()
-def evaluate(x0_hat: Tensor, x0: Tensor, metrics: Sequence[str] = ("psnr", "ssim")) -> dict[str, Metric]:
+def evaluate(x0_hat: Tensor, x0: Tensor, metrics: Sequence[str] | None = None) -> dict[str, Metric]:
     """Compare restored with clean images, both float (N, 3, H, W) in [-1, 1] and of one size.
 
     psnr (dB, higher is better), ssim (torchmetrics, higher), lpips (AlexNet, lower) are means over
     images with a bootstrap interval; fid and kid (torch-fidelity, lower) compare the two sets, without one.
-    Raises ValueError for unknown metrics and for images of another range, of two sizes or without contrast,
-    and MetricUnavailable where weights cannot be loaded or downloaded.
+    Unless said: psnr, and ssim where torchmetrics is installed. Raises ValueError for unknown metrics and for
+    images of another range, of two sizes, or too small or few, and MetricUnavailable where a package is
+    missing or weights cannot be loaded or downloaded.
     """
-    if unknown := set(metrics) - set(METRICS):
-        raise ValueError(f"expected metrics among {METRICS}, got {sorted(unknown)}")
     x, y = _check_pair(x0_hat, x0)
+    metrics = check_metrics(metrics, x.shape)
     per_image = {"psnr": psnr, "ssim": _ssim, "lpips": _lpips}
     try:
         out = {name: bootstrap(f(x, y)) for name, f in per_image.items() if name in metrics}
@@ -123,9 +159,11 @@ def evaluate(x0_hat: Tensor, x0: Tensor, metrics: Sequence[str] = ("psnr", "ssim
             out |= _fidelity(x, y, sets)
     except (ImportError, OSError) as error:  # no package, or no weights and no network
         raise MetricUnavailable(
-            f"{', '.join(metrics)}: a metric cannot be loaded ({error}). "
-            'The packages are those of pip install "i2sb-lib[metrics]"'
+            f"{', '.join(metrics)}: a metric cannot be loaded ({error}). The packages are those of {EXTRA}"
         ) from error
+    for name, metric in out.items():
+        if name != "psnr" and not math.isfinite(metric.value):  # PSNR is infinite where every byte is right
+            raise ValueError(f"{name}: expected a number, got {metric.value} from {len(x)} images")
     return {name: out[name] for name in metrics}
 
 

@@ -1,6 +1,8 @@
 """The metrics against independent libraries, and the guards that keep them meaningful."""
 
 import socket
+import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -9,8 +11,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from i2sb_lib.data import cache_dir
 from i2sb_lib.degradations import create_degradation
-from i2sb_lib.evaluation import MetricUnavailable, bootstrap, calibration, consistency, evaluate
-from i2sb_lib.files import git_commit
+from i2sb_lib.evaluation import Metric, MetricUnavailable, bootstrap, calibration, consistency, evaluate
 from i2sb_lib.images import to_float, to_uint8
 
 
@@ -96,7 +97,7 @@ def test_fid_compares_sets_and_caches_their_features(pair, fid_weights, tmp_path
         (lambda x: x[..., :32, :32], r"one shape, got \(6, 3, 32, 32\) and \(6, 3, 64, 64\)"),
         (lambda x: x[:5], r"one shape, got \(5, "),
         (lambda x: (x + 1) / 2, r"x0_hat: .*as in \[0, 1\] images"),
-        (lambda x: to_float(((x + 1) / 2).to(torch.uint8)), "x0_hat: .*contrast, got none.*cast to bytes"),
+        (lambda x: to_float(((x + 1) / 2).to(torch.uint8)), "x0_hat: .*got black.*cast to bytes"),
         (to_uint8, "x0_hat: .*uint8"),
         (lambda x: (x + 1) * 127.5, r"x0_hat: .*\[-1, 1\], got"),
         (lambda x: np.asarray(x), "x0_hat: .*ndarray"),
@@ -108,6 +109,63 @@ def test_images_that_would_give_a_meaningless_number_are_refused(pair, change, w
         evaluate(change(pair[0]), pair[1], ["psnr", "lpips", "fid"])
     with pytest.raises(ValueError, match="x0: " if "x0_hat" in words else words.split(",")[0]):
         evaluate(pair[1], change(pair[0]), ["psnr"])
+
+
+def test_bright_black_and_constant_photographs_are_measured(pair):
+    """A sky, a night with one star, a wall: whatever their range, they are images in [-1, 1]."""
+    blur, night = create_degradation("blur-gauss", quantise=True), torch.full((1, 3, 32, 32), -1.0)
+    night[..., 16, 16] = -0.8
+    assert blur(night).max() < 4 / 255 - 1
+    sky = 0.2 + 0.3 * (pair[1] + 1)
+    wall = torch.full((2, 3, 16, 16), 0.4)
+    for x0, x0_hat in ((sky, blur(sky)), (night, blur(night)), (wall, wall - 0.1), (wall, wall - 0.6)):
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            found = evaluate(x0_hat, x0, ["psnr"])["psnr"].value
+        error = (as_arrays(x0_hat).astype(float) - as_arrays(x0)) ** 2
+        expected = -10 * np.log10(error.mean((1, 2, 3)) / 255**2)
+        assert found == pytest.approx(float(expected.mean()), abs=1e-4)
+        bright = min(x0.min(), x0_hat.min()) >= 0
+        assert ["no value below 0" in str(w.message) for w in seen] == [True] * bright
+
+
+@pytest.mark.parametrize(
+    ("metric", "shape", "words"),
+    [
+        ("ssim", (2, 3, 4, 64), "ssim: expected images of at least 6 pixels a side, got 4 x 64"),
+        ("lpips", (2, 3, 64, 30), "lpips: expected images of at least 31 pixels a side, got 64 x 30"),
+        ("fid", (1, 3, 32, 32), "fid compares two sets: expected at least 2 images in each, got 1"),
+        ("kid", (1, 3, 32, 32), "kid compares two sets: expected at least 2 images in each, got 1"),
+    ],
+)
+def test_images_too_small_or_too_few_for_a_metric_are_one_sentence(metric, shape, words):
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with pytest.raises(ValueError, match=words):
+        evaluate(x, -x, [metric])
+
+
+def test_the_smallest_images_can_be_measured(lpips_weights):
+    g = torch.Generator().manual_seed(0)
+    for metric, side in (("ssim", 6), ("lpips", 31)):
+        x = torch.rand(1, 3, side, side, generator=g) * 2 - 1
+        assert evaluate(x, -x, [metric])[metric].value == evaluate(x, -x, [metric])[metric].low
+
+
+def test_only_a_psnr_may_be_infinite(pair, monkeypatch):
+    x = to_float(to_uint8(pair[1]))
+    assert evaluate(x, x, ["psnr"])["psnr"].value == float("inf")
+    monkeypatch.setattr("i2sb_lib.evaluation._fidelity", lambda *a: {"kid": Metric(float("nan"), 0, 0)})
+    with pytest.raises(ValueError, match="kid: expected a number, got nan from 6 images"):
+        evaluate(x, x, ["kid", "psnr"])
+
+
+def test_a_missing_package_is_named_with_its_extra(pair, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchmetrics", None)
+    assert list(evaluate(*pair)) == ["psnr"]
+    with pytest.raises(
+        MetricUnavailable, match=r'ssim needs torchmetrics: pip install "i2sb-lib\[metrics\]"'
+    ):
+        evaluate(*pair, ["ssim"])
 
 
 def test_an_unknown_metric_lists_the_known(pair):
@@ -129,10 +187,6 @@ def test_missing_weights_without_a_network_are_one_sentence(pair, metric, tmp_pa
     monkeypatch.setattr(socket.socket, "connect", refuse)
     with pytest.raises(MetricUnavailable, match=f"{metric}: .*unreachable"):
         evaluate(*pair, [metric])
-
-
-def test_a_commit_is_a_hash_or_none():
-    assert git_commit() is None or len(git_commit()) == 40
 
 
 def test_consistency_is_in_grey_levels_and_sees_what_the_operator_sees(pair):
@@ -169,8 +223,8 @@ def test_calibration_refuses_other_shapes(pair):
     for samples in (pair[0], pair[0][None], torch.stack([pair[0][:3]] * 2)):
         with pytest.raises(ValueError, match="expected samples"):
             calibration(samples, pair[1])
-    with pytest.raises(ValueError, match=r"expected values in \[-1, 1\], got none below 0"):
-        calibration(torch.stack([pair[0].abs()] * 2), pair[1])
+    with pytest.raises(ValueError, match=r"expected values in \[-1, 1\], got them as in \[0, 1\]"):
+        calibration(torch.stack([(pair[0] + 1) / 2] * 2), pair[1])
 
 
 def test_diversity_is_the_mean_lpips_of_pairs(pair, lpips_weights):
