@@ -174,9 +174,14 @@ def test_samples_are_spread_over_the_two_cells_beside_a_node_as_a_tent() -> None
 
 
 def test_drift_off_the_grid_continues_the_last_cell_s_linear_interpolant(system: SchrodingerSystem) -> None:
-    x, h = system.axes[0], system.spacing[0]
+    x, h, beta = system.axes[0], system.spacing[0], float(SCHEDULE.beta(0.4))
     for backward in (False, True):
         f = system.drift(0.4, backward=backward)[:, 0]
+        log_f = -system.log_Psi_hat(0.4) if backward else system.log_Psi(0.4)
+        for k in (1, -1):  # at the border itself the difference is one-sided and of second order
+            y = log_f if k == 1 else log_f.flip(0)
+            slope = k * (-3 * y[0] + 4 * y[1] - y[2]) / (2 * h)
+            assert float(f[0 if k == 1 else -1]) == pytest.approx(beta * float(slope), rel=1e-9)
         for far in (0.3, 2.5):
             got = system.drift(0.4, torch.stack([x[:1] - far, x[-1:] + far]), backward=backward)[:, 0]
             expected = torch.stack([f[0] - far * (f[1] - f[0]) / h, f[-1] + far * (f[-1] - f[-2]) / h])
