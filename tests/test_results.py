@@ -107,3 +107,20 @@ def test_a_ladder_s_means_are_those_of_its_photographs(name):
                 continue
             assert mean == pytest.approx(sum(values) / len(values), abs=6e-5)
             assert low < mean < high or low == mean == high
+
+
+def test_one_number_has_one_value():
+    """A restoration that stands in a model's record and in the ladder is the same measurement."""
+    compared = 0
+    for name in RECORDS:
+        task = "ladder-noisy" if "noisy" in name else "ladder"
+        ladder = {r["row"]: r for r in run(task)["results"]}
+        for r in run(name)["results"] if name.startswith("celeba64-") else []:
+            other = ladder.get(f"{name}:{r['sampler']}:{r['nfe']}" if r["nfe"] else "identity")
+            if other is not None:
+                for metric, digits in DIGITS.items():
+                    if {metric} <= r.keys() & other.keys():
+                        one, two = (f"{v[metric]['value']:.{digits}f}" for v in (r, other))
+                        assert one == two, (name, r["sampler"], r["nfe"], metric)
+                        compared += 1
+    assert compared > 40
