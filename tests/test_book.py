@@ -27,7 +27,9 @@ LEDGER = {
     "b-nelson-assumption": None, "b-report-blur": None, "b-table1": None, "b-schedule-n": 1e-12,
     "b-double-count": 0, "b-benchmark-blur": 1e-12, "b-training-loop": None, "b-norm-squared": None,
     "b-posterior-drift": None, "b-sgm-start": None, "b-both-densities": 1e-6, "b-sampler-labels": None,
-    "b-known-operator": None, "p-values": None,
+    "b-benchmark-spectrum": 1e-3, "b-integer-time": None, "b-subclass": None, "b-same-marginal": 0,
+    "b-zero-time": 0, "b-driftless": 1e-12, "b-entropic": None,
+    "b-known-operator": None, "p-values": None, "levels": None,
 }  # fmt: skip
 
 
