@@ -134,10 +134,10 @@ def _check_pair(x0_hat: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
             raise ValueError(f"{name}: expected values in [-1, 1], got black, as of [0, 1] cast to bytes")
         if low >= 0 and high > low and 4 * (2 * x - 1 - y).square().mean() < (x - y).square().mean():
             raise ValueError(f"{name}: expected values in [-1, 1], got them as in [0, 1] images")
-    if min(float(x0_hat.min()), float(x0.min())) >= 0:
-        text = "no value below 0: right for bright images in [-1, 1], wrong for any in [0, 1]"
-        warnings.warn(text, stacklevel=2)
-    return quantise(x0_hat), quantise(x0)
+    x, y = quantise(x0_hat), quantise(x0)
+    if min(float(x0_hat.min()), float(x0.min())) >= 0 and not torch.allclose(x0, y.to(x0)):
+        warnings.warn("no value is below 0: give images in [0, 1] as 2 * x - 1, in [-1, 1]", stacklevel=2)
+    return x, y
 
 
 @torch.no_grad()
