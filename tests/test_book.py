@@ -269,3 +269,11 @@ def test_pages_are_listed_their_citations_exist_and_figure_names_are_unique():
     assert len(names) == len(set(names))
     pages = [{"cell_type": "markdown", "source": f.read_text()} for f in BOOK.glob("*.md")]
     assert list(cited({"cells": pages})) == []
+
+
+def test_a_work_stands_once_in_the_bibliography():
+    text = (BOOK / "references.bib").read_text()
+    titles = [re.sub(r"\W", "", m).lower() for m in re.findall(r"^\s*title\s*=\s*(.*)$", text, re.M)]
+    keys = re.findall(r"^@\w+\{([^,\s]+)", text, re.M)
+    assert len(keys) == len(titles) > 40
+    assert len(set(keys)) == len(set(titles)) == len(titles)
