@@ -43,7 +43,7 @@ def at_time(run: Run, t: float, x0: Tensor, x1: Tensor, noise: Tensor) -> dict[s
         xt = run.ema.bridge.q_sample(times, clean, degraded, z)
         s = run.ema.scalings(expand(times, xt))
         base = s.skip_t * xt + (s.skip_1 + s.skip_g) * degraded  # these rows are blind: g is x1
-        with run.accelerator.autocast():
+        with run.host.autocast():
             x0_hat = run.ema(xt, times, degraded)
         target, raw = (clean - base) / s.out, (x0_hat - base) / s.out
         terms = ((x0_hat - clean) ** 2, (raw - target) ** 2, target**2, raw * target, raw**2)

@@ -155,7 +155,7 @@ class Run(Trainer):
 
         def denoise(xt: Tensor, t: Tensor) -> Tensor:
             parts = zip(xt.split(16), t.split(16), x1.split(16), strict=True)  # what a CPU's cache holds
-            with self.accelerator.autocast():
+            with self.host.autocast():
                 x0_hat = torch.cat([self.ema(*part) for part in parts])
             return x0_hat + GaussianBlur().inverse(x1 - GaussianBlur().apply(x0_hat), lam) if lam else x0_hat
 
@@ -217,7 +217,7 @@ def main() -> None:
         record = {
             "data": {"source": source, **images},
             **{"seed": 0, "git_commit": git_commit(), "device": device_name(run.device)},
-            "precision": run.accelerator.mixed_precision,
+            "precision": run.host.precision,
             "held_out": {"images": len(run.held), "fingerprint": fingerprint(run.held)},
             "results": rows,
         }

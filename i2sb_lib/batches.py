@@ -1,4 +1,9 @@
-"""What a step of training sees, from (seed, step) alone: images, pairs, times, noise."""
+"""What a step of training sees, from (seed, step) alone: images, pairs, times, noise, dropout."""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -6,6 +11,21 @@ from torch import Tensor
 from i2sb_lib.config import TrainConfig, stream
 from i2sb_lib.degradations import Degradation
 from i2sb_lib.images import to_float
+
+_SEEDING = threading.Lock()
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Global random numbers of the device, from which layers draw, from `seed`; then they go on as before.
+
+    One thread at a time, so that trainings side by side do not take each other's. (Those of an Apple GPU
+    do not go on as before: PyTorch cannot fork them.)
+    """
+    seeds: Any = {"cuda": torch.cuda.manual_seed, "mps": torch.mps.manual_seed}
+    with _SEEDING, torch.random.fork_rng([device] if device.type == "cuda" else []):
+        seeds.get(device.type, torch.default_generator.manual_seed)(seed)
+        yield
 
 
 class Batches:
@@ -38,3 +58,8 @@ class Batches:
         if self.config.process == "regression":
             t = torch.ones_like(t)
         return x0, x1, t, torch.randn(x0.shape, generator=generator, device=device)
+
+    def dropout(self, step: int) -> contextlib.AbstractContextManager[None]:
+        """In which step's forward pass runs: what its layers draw is from (seed, step) too."""
+        seed = stream(self.config.seed, 2**31 + step)
+        return seeded(seed, self.images.device) if self.config.dropout else contextlib.nullcontext()

@@ -10,12 +10,14 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
 
 from i2sb_lib.degradations import Degradation, create_degradation
 from i2sb_lib.denoiser import Prediction, Process
 
 FREE_ON_RESUME = {"data", "out", "minutes", "steps", "save_every", "eval_every", "tensorboard", "progress"}
+_TAKES: dict[Any, Any] = {float: float | int, float | None: float | int | None, dict[str, float]: dict}
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,15 @@ class TrainConfig:
     progress: bool = True  # show a progress bar where the output is a terminal
 
     def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            value: Any = getattr(self, f.name)
+            if isinstance(value, Path):  # which a state would not bring back
+                object.__setattr__(self, f.name, value := str(value))
+            choices = get_args(f.type) if get_origin(f.type) is Literal else ()
+            if value not in choices if choices else not isinstance(value, _TAKES.get(f.type, f.type)):
+                kind = choices or getattr(f.type, "__name__", None) or f.type
+                raise ValueError(f"expected {f.name} as {kind}, got {value!r}")
+
         def expect(names: str, what: str, good: Callable[[float], bool]) -> None:
             for name in names.split():
                 if (value := getattr(self, name)) is not None and not good(value):

@@ -9,32 +9,35 @@ import copy
 import dataclasses
 import json
 import math
+import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
-from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list, parse_flag_from_env
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from i2sb_lib.batches import Batches
+from i2sb_lib import faults
+from i2sb_lib.batches import Batches, seeded
 from i2sb_lib.checkpoints import save_pretrained
-from i2sb_lib.config import FREE_ON_RESUME, TrainConfig, config_hash, create_pair_maker, learning_rate, stream
+from i2sb_lib.config import TrainConfig, config_hash, create_pair_maker, learning_rate
 from i2sb_lib.data import fingerprint, load_images
 from i2sb_lib.denoiser import Denoiser, ModelConfig
-from i2sb_lib.devices import auto_precision, device_name
+from i2sb_lib.devices import device_name
+from i2sb_lib.faults import TrainingError, first_line
 from i2sb_lib.files import atomic_write
 from i2sb_lib.images import psnr, save_image, to_float
+from i2sb_lib.processes import Processes
+from i2sb_lib.progress import progress
 from i2sb_lib.samplers import sample
+from i2sb_lib.states import complete, read_state
 
 LOG_EVERY = 50
-
-
-class TrainingError(RuntimeError):
-    """Training cannot start or go on; the message says why and where the last good state is."""
+CPU = torch.device("cpu")
+PARTS = ("model", "ema", "optimizer", "scaler")  # of a state: what has a state of its own,
+VALUES = ("step", "seconds", "history", "pending", "fingerprint")  # and what is written as it is
 
 
 class _Loss(nn.Module):
@@ -49,28 +52,29 @@ class _Loss(nn.Module):
 
 
 class Trainer:
-    """A run: `train` makes one, or takes one up again. `step` counts finished optimiser steps."""
+    """A run: `train` makes one, or takes one up again. `step` counts finished optimiser steps.
+
+    What can be refused is refused before the first image is read.
+    """
 
     def __init__(self, config: TrainConfig, resume: bool = False) -> None:
         self.config, self.out = config, Path(config.out)
         if not resume and any((self.out / name).exists() for name in ("state.pt", "model.json")):
             raise TrainingError(f"{self.out} holds a run; give --resume to go on, or another --out")
-        gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
-        cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not gpu  # else several CPU processes stay apart
-        device, precision = PartialState(cpu=cpu).device, str(config.precision)
-        AcceleratorState._reset_state()  # a second run in this process may choose otherwise
-        self.accelerator = Accelerator(
-            cpu=cpu,
-            mixed_precision=auto_precision(device) if precision == "auto" else precision,
-            log_with="tensorboard" if config.tensorboard else None,
-            project_dir=config.out,
-        )
-        self.device, ranks = self.accelerator.device, self.accelerator.num_processes
-        if config.batch_size % ranks:
-            raise TrainingError(f"expected batch_size divisible by {ranks}, got {config.batch_size}")
-        share, rank = config.batch_size // ranks, self.accelerator.process_index
-        self.share = slice(rank * share, (rank + 1) * share)
-        with self.accelerator.main_process_first():  # one process prepares, the others read
+        saved = read_state(self.out / "state.pt", config) if resume else None
+        self.host = Processes(str(config.precision), config.batch_size)
+        self.device = self.host.device
+        self.degrade = create_pair_maker(dataclasses.asdict(config))
+        with seeded(config.seed, CPU):
+            stride: Any = Denoiser(self._model_config()).net.stride
+        if config.size % stride:
+            raise TrainingError(f"{config.network}: expected a size that {stride} divides, got {config.size}")
+        if config.compile:
+            faults.check_compiler(self.device)
+        if self.host.main:
+            faults.check_writable(self.out)
+        self.writer: Any = faults.create_writer(self.out) if config.tensorboard and self.host.main else None
+        with self.host.state.main_process_first():  # one process prepares, the others read
             images = load_images(config.data, "train", config.size, config.progress)
         if len(images) < config.holdout + config.batch_size:
             raise TrainingError(
@@ -81,80 +85,69 @@ class Trainer:
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(config.seed))
         images = images[order].to(self.device)
         self.held = images[: config.holdout]
-        self.degrade = create_pair_maker(dataclasses.asdict(config))
         self.batches = Batches(images[config.holdout :], self.degrade, config)
-        torch.manual_seed(config.seed)
-        self.model = self._build().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        with seeded(config.seed, CPU):
+            self.model = self._build().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay
         )
+        self.scaler = self.host.scaler
         self.step, self.seconds = 0, 0.0
         self.history: list[dict[str, float]] = []
         self.pending: list[Tensor] = []  # losses since the last line of the history
-        if resume:
-            self._load()
+        if saved:
+            self._load(saved)
         loss = _Loss(self.model)
-        self.wrapped, self.optimizer = self.accelerator.prepare(
-            torch.compile(loss) if config.compile else loss, self.optimizer
-        )
+        self.wrapped = self.host.wrap(torch.compile(loss) if config.compile else loss)
+
+    def _model_config(self) -> ModelConfig:
+        shared = {f.name for f in dataclasses.fields(ModelConfig)} & set(vars(self.config))
+        return ModelConfig(**{name: getattr(self.config, name) for name in shared})
 
     def _build(self) -> Denoiser:
         """The denoiser that the config describes, its moments measured on 512 training pairs."""
-        shared = {f.name for f in dataclasses.fields(ModelConfig)} & set(vars(self.config))
-        config = ModelConfig(**{name: getattr(self.config, name) for name in shared})
+        config = self._model_config()
         x0 = to_float(self.batches.images[:512])
         x1 = self.degrade(x0, torch.Generator(x0.device).manual_seed(self.config.seed))
         g = Denoiser(config).guess(x1)
         m00, m11, m01 = (round(float((a * b).mean()), 4) for a, b in ((x0, x0), (g, g), (x0, g)))
         return Denoiser(dataclasses.replace(config, moments=(m00, m11, m01)))
 
-    def _load(self) -> None:
+    def _load(self, state: dict[str, Any]) -> None:
         path = self.out / "state.pt"
-        if not path.exists():
-            raise TrainingError(f"expected a run to resume at {path}, got no file")
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # cut or damaged: pickle, zip and torch each have their own
-            raise TrainingError(f"{path}: expected a complete state, got: {error}") from error
-        ours = dataclasses.asdict(self.config)
-        theirs = dataclasses.asdict(TrainConfig()) | state["config"]  # a new field has its default
-        changed = [k for k in ours if k not in FREE_ON_RESUME and ours[k] != theirs[k]]
-        if changed:
-            what = ", ".join(f"{k}: {theirs[k]} -> {ours[k]}" for k in changed)
-            raise TrainingError(f"{path} was made with another configuration ({what})")
-        if state["fingerprint"] != self.fingerprint:
-            raise TrainingError(f"{path} was made with other images than {self.config.data}")
-        self.model.load_state_dict(state["model"])
-        self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.accelerator.scaler is not None and state["scaler"]:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.step, self.seconds = state["step"], state["seconds"]
-        self.history, self.pending = state["history"], state["pending"]
+        with complete(path):
+            if state["fingerprint"] != self.fingerprint:
+                raise TrainingError(f"{path} was made with other images than {self.config.data}")
+            for name in PARTS:
+                if name != "scaler" or state[name]:  # empty without fp16
+                    getattr(self, name).load_state_dict(state[name])
+            vars(self).update((name, state[name]) for name in VALUES)
+        for partial in self.out.glob(".*.tmp*") if self.host.main else ():  # of a process that was killed
+            partial.unlink(missing_ok=True)
 
     def save(self) -> None:
-        """Write the state and the averaged weights, each whole or not at all."""
+        """Write the state and the averaged weights, each whole or not at all, model.json last.
+
+        TrainingError where the disk is full or refuses; what was saved before stays as it was.
+        """
         self._mean_loss()  # never over a good state with a bad one
-        if not self.accelerator.is_main_process:
+        if self.pending:  # of all processes, since one of them writes
+            self.pending = list(self.host.mean(torch.stack(self.pending)))
+        if not self.host.main:
             return
-        scaler = self.accelerator.scaler
-        state = {
-            "model": self.model.state_dict(),
-            "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": scaler.state_dict() if scaler else None,
-            "step": self.step,
-            "seconds": self.seconds,
-            "history": self.history,
-            "pending": self.pending,
-            "config": dataclasses.asdict(self.config),
-            "fingerprint": self.fingerprint,
-        }
-        atomic_write(self.out / "state.pt", lambda p: torch.save(state, p))
-        save_pretrained(self.out, self.ema, self.record())
+        state = {name: getattr(self, name).state_dict() for name in PARTS}
+        state |= {name: getattr(self, name) for name in VALUES} | {"config": dataclasses.asdict(self.config)}
         history = "[\n" + ",\n".join(json.dumps(line) for line in self.history) + "\n]\n"
-        atomic_write(self.out / "history.json", lambda p: p.write_text(history))
+        try:
+            atomic_write(self.out / "state.pt", lambda p: torch.save(state, p))
+            atomic_write(self.out / "history.json", lambda p: p.write_text(history))
+            save_pretrained(self.out, self.ema, self.record())
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap the disk's
+            what = f"{self.out}: step {self.step} could not be saved ({first_line(error)})"
+            raise TrainingError(
+                f"{what}; what was saved before is whole: make room, then --resume"
+            ) from error
 
     def record(self) -> dict[str, Any]:
         """What a result needs to be traced: configuration, data, device, progress, speed."""
@@ -166,8 +159,8 @@ class Trainer:
             "config_hash": config_hash(training),
             "data_fingerprint": self.fingerprint,
             "device": device_name(self.device),
-            "processes": self.accelerator.num_processes,
-            "precision": self.accelerator.mixed_precision,
+            "processes": self.host.count,
+            "precision": self.host.precision,
             "torch": torch.__version__,
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "step": self.step,
@@ -177,15 +170,12 @@ class Trainer:
 
     def optimise(self) -> None:
         """One step of Algorithm 1; its loss waits in `pending`, so that no device is waited for."""
-        torch.manual_seed(stream(self.config.seed, 2**31 + self.step))  # dropout's
-        batch = (v[self.share] for v in self.batches(self.step))
+        batch = (v[self.host.share] for v in self.batches(self.step))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.step)
-        loss = self.wrapped(*batch)
-        self.accelerator.backward(loss)
-        self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.config.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        with self.batches.dropout(self.step), self.host.autocast():
+            loss = self.wrapped(*batch)
+        self.host.descend(loss, self.optimizer, self.config.clip)
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             slow, fast = (list(m.parameters()) for m in (self.ema, self.model))
@@ -198,7 +188,7 @@ class Trainer:
         if not self.pending:
             return 0.0
         bad = 0 * torch.stack(torch._foreach_norm(list(self.ema.parameters()))).sum()  # NaN or 0
-        mean = float(self.accelerator.reduce(torch.stack(self.pending).mean() + bad, "mean"))
+        mean = float(self.host.mean(torch.stack(self.pending).mean() + bad))
         if not math.isfinite(mean):
             raise TrainingError(
                 f"the loss became {mean} before step {self.step}: nothing was saved since; the last "
@@ -209,9 +199,15 @@ class Trainer:
     def log(self) -> dict[str, float]:
         """Move the pending losses to the history as one line: step, mean loss, learning rate."""
         rate = learning_rate(self.config, self.step - 1)
-        self.history.append({"step": self.step, "loss": self._mean_loss(), "lr": rate})
+        self._note({"step": self.step, "loss": self._mean_loss(), "lr": rate})
         self.pending = []
         return self.history[-1]
+
+    def _note(self, line: dict[str, float]) -> None:
+        """Add a line to the history, and to TensorBoard where it is asked for."""
+        self.history.append(line)
+        for name in line.keys() - {"step"} if self.writer else ():
+            self.writer.add_scalar(name, line[name], self.step)
 
     @torch.no_grad()
     def monitor(self, nfe: int = 10) -> dict[str, float]:
@@ -221,7 +217,7 @@ class Trainer:
         x1 = self.degrade(x0, generator)
         rows, result = [x0, x1], {"step": float(self.step)}
         for n in (1,) if self.config.process == "regression" else (1, nfe):
-            with self.accelerator.autocast():
+            with self.host.autocast():
                 restored = sample(
                     lambda xt, t: self.ema(xt, t, x1), self.ema.bridge, x1, n, generator=generator
                 )
@@ -230,7 +226,7 @@ class Trainer:
         sheet = torch.cat([torch.cat(list(r[:8]), dim=-1) for r in rows], dim=-2)
         self.out.mkdir(parents=True, exist_ok=True)
         save_image(sheet, self.out / "contact_sheet.png")
-        self.history.append(result)
+        self._note(result)
         return result
 
 
@@ -238,33 +234,55 @@ def train(config: TrainConfig, resume: bool = False) -> dict[str, Any]:
     """Run to `steps` or for `minutes`, whichever is first, and leave a state that resumes exactly.
 
     Returns the run's record with "finished" and the last metrics. Raises TrainingError where a run
-    cannot start, resume or go on; what was saved stays as it was.
+    cannot start, resume or go on; what was saved stays as it was. SIGINT (Ctrl-C) and SIGTERM end the
+    step, save, say how to go on, and then do what they do elsewhere: KeyboardInterrupt, exit with 143.
+    The host's random numbers, Accelerator and signal handlers are afterwards what they were.
+    Several processes, on GPUs or CPUs: `torchrun --nproc-per-node N -m i2sb_lib train …`, or on GPUs
+    `accelerate launch`, which on CPUs starts one process only and is refused.
     """
+    try:
+        return _train(config, resume)
+    except (MemoryError, RuntimeError) as error:
+        if not faults.is_out_of_memory(error):
+            raise
+        said = first_line(error)
+    raise TrainingError(  # not inside `except`, whose error would hold the memory
+        f"out of memory with {config.batch_size} images a step: give a smaller --batch-size, --size or "
+        f"--network, and another --out; what was saved in {config.out} is whole ({said})"
+    )
+
+
+def _train(config: TrainConfig, resume: bool) -> dict[str, Any]:
     run, started = Trainer(config, resume), time.monotonic()
-    before, main = run.seconds, run.accelerator.is_main_process
-    if config.tensorboard:
-        run.accelerator.init_trackers(".")
-    quiet = None if config.progress and main else True  # None: only where stderr is a terminal
-    bar = tqdm(total=config.steps, initial=run.step, unit="step", disable=quiet)
+    before, main = run.seconds, run.host.main
+    show = config.progress and main
     metrics: dict[str, float] = {}
-    late = False
-    while run.step < config.steps and not late:
-        run.optimise()
-        run.seconds = before + time.monotonic() - started
-        bar.update()
-        last = run.step == config.steps
-        if run.step % LOG_EVERY == 0 or last:
-            line = run.log()
-            run.accelerator.log(line, step=run.step)
-            bar.set_postfix(loss=f"{line['loss']:.4f}", **metrics)
-        if (run.step % config.eval_every == 0 or last) and main:
-            metrics = {k: round(v, 3) for k, v in run.monitor().items() if k != "step"}
-            run.accelerator.log(metrics, step=run.step)
-        if config.minutes is not None:
-            late = run.seconds - before > 60 * config.minutes
-            late = broadcast_object_list([late])[0]  # the first process's clock decides
-        if run.step % config.save_every == 0 or last or late:
-            run.save()
+    bar = progress(desc="training", unit="steps", show=show, total=config.steps, initial=run.step)
+    stop = 0  # 1: out of time; else the number of a signal
+    if run.step == config.steps:
+        run.save()  # a kill may have come between the last state and its weights
+    with faults.noted_signals() as signals:
+        while run.step < config.steps and not stop:
+            run.optimise()
+            run.seconds = before + time.monotonic() - started
+            bar.update()
+            last = run.step == config.steps
+            if run.step % LOG_EVERY == 0 or last:
+                bar.set_postfix(loss=f"{run.log()['loss']:.4f}", **metrics, refresh=False)
+            if (run.step % config.eval_every == 0 or last) and main:
+                metrics = {k: round(v, 3) for k, v in run.monitor().items() if k != "step"}
+            late = config.minutes is not None and run.seconds - before > 60 * config.minutes
+            stop = run.host.largest(signals[0] if signals else int(late))
+            if run.step % config.save_every == 0 or last or stop:
+                run.save()
     bar.close()
-    run.accelerator.end_training()
+    if run.writer:
+        run.writer.close()
+    if stop > 1:
+        if main:
+            where = (
+                f"stopped by {signal.Signals(stop).name} at step {run.step} of {config.steps}, which is saved"
+            )
+            print(f"{where}; go on with: i2sb train --resume --out {config.out}", file=sys.stderr, flush=True)
+        faults.pass_on(stop)
     return {**run.record(), **metrics, "finished": run.step >= config.steps}

@@ -2,9 +2,6 @@
 
 import dataclasses
 import json
-import random
-import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -12,11 +9,8 @@ import torch
 from accelerate import PartialState
 
 from i2sb_lib import training
-from i2sb_lib.batches import Batches
 from i2sb_lib.checkpoints import load_pretrained
-from i2sb_lib.cli import main
 from i2sb_lib.config import PRESETS, TrainConfig, learning_rate
-from i2sb_lib.degradations import create_degradation
 from i2sb_lib.images import to_float
 from i2sb_lib.training import Trainer, TrainingError, train
 
@@ -28,6 +22,20 @@ def _on_cpu(monkeypatch):
     PartialState._reset_state()
     yield
     PartialState._reset_state()
+
+
+@pytest.fixture(scope="module")
+def once() -> dict:
+    return {}
+
+
+@pytest.fixture
+def unbroken(tiny, once, tmp_path_factory) -> TrainConfig:
+    """What `tiny` describes, trained without interruption: once, so tests only read it."""
+    if not once:
+        once["config"] = dataclasses.replace(tiny, out=str(tmp_path_factory.mktemp("unbroken") / "run"))
+        train(once["config"])
+    return once["config"]
 
 
 @pytest.fixture
@@ -67,11 +75,11 @@ def assert_same_run(a: TrainConfig, b: TrainConfig) -> None:
         assert all(torch.equal(v, other[k]) for k, v in one.items())
 
 
-@pytest.mark.parametrize("options", [{}, {"dropout": 0.3, "noise": 0.05, "degradation": "inpaint-freeform"}])
-def test_an_interrupted_run_resumes_to_the_same_bits(tiny, options, monkeypatch):
+def test_an_interrupted_run_resumes_to_the_same_bits(tiny, monkeypatch):
+    options = {"dropout": 0.3, "noise": 0.05, "degradation": "inpaint-freeform"}  # all that is random
     monkeypatch.setattr(training, "LOG_EVERY", 2)  # a save at step 3 has losses that are not logged yet
-    unbroken, broken = changed(tiny, "unbroken", **options), changed(tiny, "broken", **options)
-    train(unbroken)
+    whole, broken = changed(tiny, "whole", **options), changed(tiny, "broken", **options)
+    train(whole)
     with monkeypatch.context() as patch:  # step 5 fails, after the state of step 3
         patch.setattr(
             training, "learning_rate", lambda c, step: 1 / 0 if step == 5 else learning_rate(c, step)
@@ -80,27 +88,11 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tiny, options, monkeypatch)
             train(broken)
     assert state(broken)["step"] == 3
     assert train(broken, resume=True)["finished"]
-    assert_same_run(unbroken, broken)
+    assert_same_run(whole, broken)
 
 
-def test_a_killed_process_resumes_to_the_same_bits(tiny, script, i2sb):
-    unbroken, broken = (changed(tiny, name, steps=90) for name in ("unbroken", "broken"))
-    process = i2sb(*flags(broken), module=[script])
-    while not (Path(broken.out) / "state.pt").exists():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-    time.sleep(delay := random.Random().uniform(0, 0.5))
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    main([*flags(broken), "--resume"])
-    train(unbroken)
-    assert len(losses(unbroken)) == 90
-    print(f"killed {delay:.3f} s after the first state")  # shown where this fails
-    assert_same_run(unbroken, broken)
-
-
-def test_two_processes_compute_what_one_does(tiny, script, i2sb):
+@pytest.mark.slow
+def test_two_processes_of_torchrun_compute_what_one_does(tiny, script, i2sb):
     one, two = changed(tiny, "one"), changed(tiny, "two")
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     process = i2sb(*flags(two), module=[*launch, script])
@@ -111,37 +103,33 @@ def test_two_processes_compute_what_one_does(tiny, script, i2sb):
     assert losses(two) == pytest.approx(losses(one), rel=1e-5)
 
 
-@pytest.mark.parametrize(("at", "lr"), [(4, 1e30), (5, float("nan"))])  # bad loss; good loss, bad weights
-def test_divergence_stops_with_a_sentence_and_keeps_the_last_good_state(tiny, at, lr, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "learning_rate", lambda c, step: lr if step == at else learning_rate(c, step))
-        with pytest.raises(TrainingError, match=r"before step 6.*state\.pt"):
-            train(tiny)
-    assert state(tiny)["step"] == 3
-    assert all(v.isfinite().all() for v in load_pretrained(tiny.out).denoiser.state_dict().values())
+def test_divergence_stops_with_a_sentence_and_keeps_the_last_good_state(tiny, unbroken, monkeypatch):
+    for at, bad in ((4, 1e30), (5, float("nan"))):  # a bad loss; a good loss with bad weights
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                training,
+                "learning_rate",
+                lambda c, k, at=at, bad=bad: bad if k == at else learning_rate(c, k),
+            )
+            with pytest.raises(TrainingError, match=r"before step 6.*state\.pt"):
+                train(tiny, resume=at > 4)
+        assert state(tiny)["step"] == 3
+        weights = load_pretrained(tiny.out).denoiser.state_dict().values()
+        assert all(v.isfinite().all() for v in weights)
     train(tiny, resume=True)
-    train(other := changed(tiny))
-    assert_same_run(tiny, other)
+    assert_same_run(tiny, unbroken)
 
 
-@pytest.mark.parametrize(
-    "bad",
-    [
-        "holdout 0",
-        "eval_every 0",
-        "batch_size -4",
-        "steps -5",
-        "clip 0",
-        "tikhonov -1",
-        "ema 2",
-        "lr nan",
-        "noise inf",
-    ],
-)
+BAD = ["holdout 0", "eval_every 0", "batch_size -4", "steps -5", "clip 0.0", "tikhonov -1.0", "ema 2.0",
+       "seed None", "lr float('nan')", "noise float('inf')", "steps 2.5", "size '64'", "minutes '5'",
+       "compile 'no'", "process 'gan'", "precision 'fp8'", "data None", "degradation_options 7"]  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", BAD)
 def test_a_configuration_that_cannot_train_is_refused(bad):
     name, value = bad.split()
-    with pytest.raises(ValueError, match=f"expected {name} .*got"):
-        TrainConfig(**{name: float(value)})
+    with pytest.raises(ValueError, match=f"expected {name} .*got [^\n]*$"):
+        TrainConfig(**{name: eval(value)})
 
 
 def test_finished_weights_are_not_overwritten(tiny):
@@ -152,66 +140,36 @@ def test_finished_weights_are_not_overwritten(tiny):
     assert (Path(tiny.out) / "model.json").read_text() == "{}"
 
 
-def test_a_time_limit_leaves_a_state_that_resumes(tiny):
+def test_a_time_limit_leaves_a_state_that_resumes(tiny, unbroken):
     result = train(limited := changed(tiny, minutes=0.0))
     assert (result["finished"], result["step"]) == (False, 1)
     assert train(dataclasses.replace(limited, minutes=None), resume=True)["finished"]
-    train(tiny)
-    assert_same_run(tiny, limited)
+    assert_same_run(unbroken, limited)
 
 
-def test_runs_that_must_not_go_on_are_refused(tiny, monkeypatch):
-    with pytest.raises(TrainingError, match="expected a run to resume at"):
-        train(tiny, resume=True)
-    train(tiny)
-    before = (Path(tiny.out) / "state.pt").read_bytes()
+def test_runs_that_must_not_go_on_are_refused(tiny, unbroken, monkeypatch):
+    before = (Path(unbroken.out) / "state.pt").read_bytes()
     with pytest.raises(TrainingError, match="holds a run; give --resume"):
-        train(tiny)
-    with pytest.raises(TrainingError, match=r"\(batch_size: 4 -> 5, lr: 0.001 -> 0.1\)"):
-        train(dataclasses.replace(tiny, lr=0.1, batch_size=5), resume=True)
+        train(unbroken)
     monkeypatch.setattr(training, "fingerprint", lambda images: "another")
     with pytest.raises(TrainingError, match="other images"):
-        train(tiny, resume=True)
+        train(unbroken, resume=True)
     with pytest.raises(TrainingError, match=r"at least 28 images \(holdout \+ batch_size\), got 24"):
         train(changed(tiny, batch_size=24))
-    assert (Path(tiny.out) / "state.pt").read_bytes() == before
+    assert (Path(unbroken.out) / "state.pt").read_bytes() == before
 
 
-def test_batches_visit_every_image_once_an_epoch_and_depend_on_the_step_alone(tiny):
-    config = changed(tiny, batch_size=3)
-    images = torch.randint(0, 256, (20, 3, 16, 16), dtype=torch.uint8)
-    batches = Batches(images, create_degradation("noise"), config)
-    stream = torch.cat([batches.indices(k) for k in range(20)]).reshape(3, 20)  # 20 is no multiple of 3
-    assert all(sorted(epoch.tolist()) == list(range(20)) for epoch in stream)
-    assert not torch.equal(stream[0], stream[1])
-    again = Batches(images, create_degradation("noise"), config)(11)
-    torch.manual_seed(123)
-    assert all(torch.equal(a, b) for a, b in zip(batches(11), again, strict=True))
-    assert not any(torch.equal(a, b) for a, b in zip(batches(11), batches(12), strict=True))
-    other = Batches(images, create_degradation("noise"), changed(config, seed=1))
-    assert not any(torch.equal(a, b) for a, b in zip(batches(11), other(11), strict=True))
-    assert not torch.equal(batches.indices(0), other.indices(0))
-    assert (batches(11)[2] * 3).ceil().tolist() == [3, 2, 1]  # one time in each third of (0, 1]
-
-
-@pytest.mark.parametrize("process", ["regression", "diffusion"])
-def test_the_baselines_train_with_the_bridge_s_own_loop(tiny, process):
-    config = changed(tiny, process=process, steps=60)
+@pytest.mark.parametrize("process", ["bridge", "regression", "diffusion"])
+def test_the_loss_falls_for_the_bridge_and_its_baselines(tiny, process, monkeypatch):
+    monkeypatch.setattr(training, "LOG_EVERY", 5)
+    config = changed(tiny, process=process, steps=20, batch_size=8, save_every=20, lr=4e-3)
     assert train(config)["finished"]
-    times = Trainer(changed(config, "again")).batches(3)[2]
-    assert (times == 1).all() == (process == "regression")
-    model = load_pretrained(config.out, "cpu")
-    x0 = to_float(Trainer(changed(config, "again")).held)
-    x1 = create_degradation("blur-gauss", quantise=True)(x0)
-    one = model.restore(x1, nfe=1, seed=1)
-    noisy = not torch.equal(one, model.restore(x1, nfe=1, seed=2))
+    assert losses(config)[-1] < 0.9 * losses(config)[0]
+    run = Trainer(changed(config, "again"))
+    assert (run.batches(3)[2] == 1).all() == (process == "regression")
+    model, x1 = load_pretrained(config.out, "cpu"), run.degrade(to_float(run.held))
+    noisy = not torch.equal(model.restore(x1, nfe=1, seed=1), model.restore(x1, nfe=1, seed=2))
     assert noisy == (process == "diffusion")  # it starts at noise
-    if process == "regression":
-        with pytest.raises(ValueError, match="one network call, got nfe=2"):
-            model.restore(x1, nfe=2)
-    else:
-        assert float((model.restore(x1, nfe=20) - x0).abs().mean()) < 0.5
-    assert losses(config)[-1] < 1.5
 
 
 def test_ema_and_moments_equal_their_formulas(tiny):
@@ -237,27 +195,19 @@ def test_learning_rate_warms_up_and_falls_to_zero():
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_takes_a_step(name, tiny):
-    sizes = {k: getattr(tiny, k) for k in ("out", "batch_size", "holdout", "precision")}
-    run = Trainer(dataclasses.replace(PRESETS[name], **sizes, data="embedded", size=32, compile=False))
+    names = ("out", "data", "size", "network", "batch_size", "holdout", "precision", "compile")
+    run = Trainer(dataclasses.replace(PRESETS[name], **{k: getattr(tiny, k) for k in names}))
     run.optimise()
     assert 0 < run.log()["loss"] < 100
 
 
-def test_bf16_is_close_to_float32_and_tensorboard_is_written(tiny):
-    train(tiny)
+def test_bf16_is_close_to_float32_and_tensorboard_is_written(tiny, unbroken):
     train(half := changed(tiny, precision="bf16", tensorboard=True))
-    assert losses(half) == pytest.approx(losses(tiny), rel=0.02)
-    assert losses(half) != losses(tiny)
+    assert losses(half) == pytest.approx(losses(unbroken), rel=0.02)
+    assert losses(half) != losses(unbroken)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     (events,) = Path(half.out).rglob("events.out*")
     log = EventAccumulator(str(events)).Reload()
     assert log.Scalars("loss")[-1].value == pytest.approx(losses(half)[-1])
     assert {"lr", "psnr_1", "psnr_10"} <= set(log.Tags()["scalars"])
-
-
-def test_the_loss_falls_on_the_embedded_photographs(tiny, monkeypatch):
-    monkeypatch.setattr(training, "LOG_EVERY", 20)
-    config = changed(tiny, data="embedded", size=32, steps=120, batch_size=8, lr=2e-3, save_every=120)
-    train(config)
-    assert losses(config)[-1] < 0.8 * losses(config)[0]

@@ -1,0 +1,89 @@
+"""What goes wrong around a long run, found early or told in one sentence: disk, tools, memory, signals."""
+
+import contextlib
+import re
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class TrainingError(RuntimeError):
+    """Training cannot start or go on; the message says why and where the last good state is."""
+
+
+def first_line(error: BaseException) -> str:
+    """An error in one line: its first, or its name where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
+
+
+def check_writable(folder: Path) -> None:
+    """TrainingError where nothing can be written to the folder, which is made where there is none."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(4096))
+    except OSError as error:
+        raise TrainingError(f"{folder}: expected a folder that can be written to, got: {error}") from None
+
+
+def check_compiler(device: torch.device) -> None:
+    """TrainingError where torch.compile cannot compile for the device: one tiny function is tried."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.ones(2, device=device))
+    except Exception as error:  # dynamo, inductor and triton have no common one
+        what = "a C++ compiler, and on a GPU Triton: install g++ or clang, or give --no-compile"
+        said = first_line(getattr(error, "inner_exception", error))
+        raise TrainingError(f"--compile needs {what} ({said})") from error
+
+
+def create_writer(folder: Path) -> Any:
+    """TensorBoard's writer of scalars; TrainingError names the extra where it is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise TrainingError(f"--tensorboard needs: pip install 'i2sb-lib[metrics]' ({error})") from None
+    return SummaryWriter(str(folder))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is Python's, a CPU's or a GPU's way to say that memory is out."""
+    said = r"out of memory|not enough memory|allocate memory|ALLOC_FAILED"
+    return isinstance(error, MemoryError) or bool(re.search(said, str(error)))
+
+
+@contextlib.contextmanager
+def noted_signals() -> Iterator[list[int]]:
+    """A list to which SIGINT (Ctrl-C) and SIGTERM are added, instead of what they do otherwise.
+
+    The third interrupts at once: launchers send one twice. Signals that are ignored (nohup) stay so, and
+    outside the main thread, where Python has no signals, the list stays empty.
+    """
+    seen: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        seen.append(number)
+        if len(seen) > 2:
+            raise KeyboardInterrupt
+
+    here = threading.current_thread() is threading.main_thread()
+    mine = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) not in (signal.SIG_IGN, None)]
+    before = {n: signal.signal(n, note) for n in mine if here}
+    try:
+        yield seen
+    finally:
+        for n, handler in before.items():
+            signal.signal(n, handler)
+
+
+def pass_on(number: int) -> None:
+    """Do what a noted signal asks for: its handler (KeyboardInterrupt for Ctrl-C), else exit 128 + number."""
+    handler = signal.getsignal(number)
+    if not callable(handler):
+        sys.exit(128 + number)
+    handler(number, None)

@@ -1,0 +1,81 @@
+"""One process of a run among the others: its device, its precision, its share, what all agree on.
+
+It is found through Accelerate's `PartialState`, which knows how torchrun, `accelerate launch` and MPI
+start processes; a host's own Accelerator is neither used nor changed.
+"""
+
+import contextlib
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env, reduce
+from torch import Tensor, nn
+
+from i2sb_lib.devices import auto_precision
+from i2sb_lib.faults import TrainingError
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Processes:
+    """The processes of a run as one of them sees them; batches of `batch_size` are shared out evenly.
+
+    precision: "auto", "no" (float32), "bf16" or "fp16". Raises TrainingError for fp16 without a CUDA
+    GPU, for a batch that cannot be shared, and where `accelerate launch` started fewer than it was asked for.
+    """
+
+    def __init__(self, precision: str, batch_size: int) -> None:
+        gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+        cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not gpu  # else several CPU processes stay apart
+        self.state = PartialState(cpu=cpu)
+        self.device, self.main = self.state.device, self.state.is_main_process
+        rank, self.count = self.state.process_index, self.state.num_processes
+        # On CPUs `accelerate launch` starts one, whatever --num_processes says: an address, and no rank.
+        launched = {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys()
+        if launched and self.count == 1 and not {"RANK", "WORLD_SIZE"} & os.environ.keys():
+            command = "torchrun --nproc-per-node N -m i2sb_lib train …"
+            raise TrainingError(f"accelerate launch starts a single process on CPUs; for N give: {command}")
+        if batch_size % self.count:
+            raise TrainingError(f"expected batch_size divisible by {self.count}, got {batch_size}")
+        part = batch_size // self.count
+        self.share = slice(rank * part, (rank + 1) * part)
+        self.precision = auto_precision(self.device) if precision == "auto" else precision
+        if self.precision == "fp16" and self.device.type != "cuda":
+            raise TrainingError(f"expected precision fp16 on a CUDA GPU only, got it on {self.device.type}")
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+
+    def wrap(self, loss: Any) -> Any:
+        """The module whose gradients are the mean over all processes."""
+        if self.count == 1:
+            return loss
+        self._words: Any = dist.new_group(backend="gloo")  # what is agreed on waits for no GPU
+        device = [self.device] if self.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(loss, device_ids=device)
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """In which networks compute in the run's precision."""
+        dtype = DTYPES.get(self.precision)
+        return torch.autocast(self.device.type, dtype) if dtype else contextlib.nullcontext()
+
+    def descend(self, loss: Tensor, optimizer: torch.optim.Optimizer, clip: float) -> None:
+        """One step of the optimizer along the loss's gradient, whose norm is clipped at `clip`."""
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], clip)
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        optimizer.zero_grad()
+
+    def mean(self, value: Tensor) -> Tensor:
+        """A tensor's mean over the processes."""
+        return reduce(value, "mean")
+
+    def largest(self, value: int) -> int:
+        """A number's maximum over the processes."""
+        word = torch.tensor(value)
+        if self.count > 1:
+            dist.all_reduce(word, dist.ReduceOp.MAX, self._words)
+        return int(word)

@@ -1,0 +1,45 @@
+"""state.pt, which a run resumes from: tensors and plain values alone, so nothing in it is executed."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from i2sb_lib.config import FREE_ON_RESUME, TrainConfig
+from i2sb_lib.faults import TrainingError, first_line
+
+
+@contextlib.contextmanager
+def complete(path: Path) -> Iterator[None]:
+    """In which a state is read: what pickle, zip, torch and missing parts raise becomes a TrainingError."""
+    try:
+        yield
+    except TrainingError:
+        raise
+    except Exception as error:
+        what = f"{type(error).__name__}: {first_line(error)}"
+        raise TrainingError(f"{path}: expected a complete state, got {what}") from None
+
+
+def read_state(path: Path, config: TrainConfig) -> dict[str, Any]:
+    """The state at `path`, on the CPU.
+
+    Raises TrainingError where there is none, where it is damaged, made with another configuration
+    (what is in FREE_ON_RESUME may differ), or already past the steps that are asked for.
+    """
+    if not path.exists():
+        raise TrainingError(f"expected a run to resume at {path}, got no file")
+    with complete(path):
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        ours = dataclasses.asdict(config)
+        theirs = dataclasses.asdict(TrainConfig()) | state["config"]  # a new field has its default
+        changed = [k for k in ours if k not in FREE_ON_RESUME and ours[k] != theirs[k]]
+        if changed:
+            what = ", ".join(f"{k}: {theirs[k]} -> {ours[k]}" for k in changed)
+            raise TrainingError(f"{path} was made with another configuration ({what})")
+        if (step := state["step"]) > config.steps:
+            raise TrainingError(f"{path} is at step {step} already, past {config.steps}: give more --steps")
+    return state
