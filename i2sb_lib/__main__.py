@@ -1,3 +1,4 @@
 from i2sb_lib.cli import main
 
-main()
+if __name__ == "__main__":
+    main()

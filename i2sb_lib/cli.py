@@ -1,6 +1,7 @@
 """The command line: `i2sb train | restore | degrade | evaluate | info`, each with --help.
 
-Exit codes: 0 done, 1 an error told in one sentence on stderr, 2 wrong usage, 130 interrupted.
+`i2sb --version` says which. Exit codes: 0 done, 1 an error told in one sentence on stderr, 2 wrong usage,
+130 and 143 interrupted by Ctrl-C and SIGTERM.
 """
 
 import dataclasses
@@ -9,8 +10,6 @@ import json
 import math
 import shutil
 import sys
-import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,60 +19,52 @@ import tyro
 from accelerate import PartialState
 from torch import Tensor
 
+import i2sb_lib
 from i2sb_lib.checkpoints import DEFAULT, SHIPPED, load_pretrained
 from i2sb_lib.config import PRESETS, TrainConfig, create_pair_maker
-from i2sb_lib.data import fingerprint, is_image, load_images
-from i2sb_lib.degradations import create_degradation
+from i2sb_lib.console import explain, plain_console
+from i2sb_lib.data import fingerprint, load_images
+from i2sb_lib.degradations import Degradation, create_degradation
 from i2sb_lib.devices import device_name
-from i2sb_lib.evaluation import MetricUnavailable, evaluate
+from i2sb_lib.evaluation import MetricUnavailable, check_metrics, evaluate
+from i2sb_lib.faults import TrainingError, check_writable, first_line
 from i2sb_lib.files import atomic_write, git_commit
-from i2sb_lib.images import SUFFIXES, open_image, save_image, to_float, to_tensor
+from i2sb_lib.folders import each_image, seed_of
+from i2sb_lib.images import save_image, to_float
+from i2sb_lib.restoration import Pretrained
 from i2sb_lib.samplers import Sampler
-from i2sb_lib.training import TrainingError, train
+from i2sb_lib.training import train
 
 Source = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-Target = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")]
+Target = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")]
 
 
 def _noise(seed: int, name: str = "") -> torch.Generator:
     """A degradation's randomness: another stream than the sampler's, which must not repeat x1's noise."""
-    return torch.Generator().manual_seed(seed + 2**31 + zlib.crc32(name.encode()))
+    return torch.Generator().manual_seed((seed_of(seed, name) + 2**31) % 2**32)  # all that it keeps
 
 
-def _each_image(source: Path, target: Path, work: Callable[[Tensor, str], Tensor]) -> None:
-    """Run `work` on one image or on every image of a folder, with its name there; the same names come out."""
-    if not source.exists():
-        raise ValueError(f"expected an image or a folder at {source}, got nothing there")
-    if source.resolve() == target.resolve():
-        raise ValueError(f"expected a target beside the source, got {target} for both")
-    named = target.suffix.lower() in SUFFIXES and not target.is_dir()
-    if source.is_dir() and named:
-        raise ValueError(f"expected a folder as the target of a folder, got {target}")
-    if not source.is_dir() and target.suffix and not named and not target.is_dir():
-        raise ValueError(f"expected a folder or an image ({', '.join(SUFFIXES)}) as the target, got {target}")
-    inside = (f for f in source.rglob("*") if is_image(f.name) and f.is_file())
-    files = (
-        sorted(f for f in inside if target.resolve() not in f.resolve().parents)
-        if source.is_dir()
-        else [source]
-    )
-    if not files:
-        raise ValueError(f"{source}: expected images ({', '.join(SUFFIXES)}), got none")
-    failed = []
-    for file in files:
-        name = file.relative_to(source).as_posix() if source.is_dir() else ""
-        out = target if named else target / (name or file.name)
-        try:
-            x = to_float(to_tensor(open_image(file)))[None]
-            save_image(work(x, name)[0], out)
-            print(out)
-        except ValueError as error:  # the others can still be done
-            failed.append(error if str(file) in str(error) else ValueError(f"{file}: {error}"))
-    for other in failed[1:]:
-        print(f"i2sb: {other}", file=sys.stderr)
-    if failed:
-        rest = f"; {len(files) - len(failed)} of {len(files)} images were written" if len(files) > 1 else ""
-        raise ValueError(f"{failed[0]}{rest}")
+def _degrade(degrade: Degradation, x: Tensor, names: list[str], seed: int) -> Tensor:
+    """Degrade images of one size, each with the noise that belongs to its name."""
+    return torch.cat([degrade(image[None], _noise(seed, n)) for image, n in zip(x, names, strict=True)])
+
+
+def _load(checkpoint: str, device: str | None) -> Pretrained:
+    """The model of a checkpoint on a device that is there; ValueError where it is not."""
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"expected a device that is here, got {device} ({first_line(error)})") from None
+    return load_pretrained(checkpoint, device)
+
+
+def _training(model: Pretrained) -> dict[str, Any]:
+    """How the model was trained; ValueError where its record does not say."""
+    training = model.record.get("training") or {}
+    wanted = {"degradation", "degradation_options", "noise", "quantise", "size"}
+    if missing := wanted - set(training):
+        raise ValueError(f"{model.folder}: expected a record of its training, got none of {sorted(missing)}")
+    return training
 
 
 @dataclass
@@ -81,27 +72,31 @@ class Restore:
     """Restore an image, or every image of a folder."""
 
     source: Source  # image or folder
-    target: Target  # image or folder to write
+    target: Target  # image or folder to write; with a slash behind it, a folder
     checkpoint: str = DEFAULT  # a shipped model, a run's folder or a hub id
     nfe: int = 10  # network calls
     sampler: Sampler = "sde"  # sde is sharpest, ode has the smallest error
-    seed: int = 0  # of the sampler's noise
+    seed: int = 0  # of the sampler's noise, with each image's name
     power: float = 1.0  # of the time grid; 2 puts more of few calls near the clean end
     consistency: float = 0.0  # weight of the measurement, where the blur is known; 0: none
     # degrade the image first, for a demonstration: degraded and restored come out side by side
     degrade: bool = False
+    device: str | None = None  # cpu, cuda or mps; a GPU where there is one unless said
 
     def run(self) -> None:
-        model = load_pretrained(self.checkpoint)
-        degrade = create_pair_maker(model.record["training"])
+        model = _load(self.checkpoint, self.device)
+        degrade = create_pair_maker(_training(model)) if self.degrade else None
+        model.denoiser.bridge.schedule.grid(self.nfe, self.power)  # refused before an image is read
 
-        def work(x: Tensor, name: str) -> Tensor:
-            x1 = degrade(x, _noise(self.seed, name)) if self.degrade else x
+        def work(x: Tensor, names: list[str]) -> Tensor:
+            x1 = _degrade(degrade, x, names, self.seed) if degrade else x
             how: dict[str, Any] = {"power": self.power, "consistency": self.consistency}
-            x0_hat = model.restore(x1, self.nfe, self.sampler, self.seed, **how)
-            return torch.cat([x1, x0_hat], dim=-1) if self.degrade else x0_hat
+            seeds = [seed_of(self.seed, name) for name in names]
+            slow = x1[0, 0].numel() > 512**2
+            x0_hat = model.restore(x1, self.nfe, self.sampler, seeds, progress=slow, **how)
+            return torch.cat([x1, x0_hat], dim=-1) if degrade else x0_hat
 
-        _each_image(self.source, self.target, work)
+        each_image(self.source, self.target, work)
 
 
 @dataclass
@@ -109,7 +104,7 @@ class Degrade:
     """Degrade an image, or every image of a folder."""
 
     source: Source  # image or folder
-    target: Target  # image or folder to write
+    target: Target  # image or folder to write; with a slash behind it, a folder
     name: str = "blur-gauss"  # which degradation: see i2sb_lib.degradations
     # its options, such as kernel_size 7 sigma 2
     options: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -118,7 +113,7 @@ class Degrade:
 
     def run(self) -> None:
         degrade = create_degradation(self.name, noise=self.noise, quantise=True, **self.options)
-        _each_image(self.source, self.target, lambda x, name: degrade(x, _noise(self.seed, name)))
+        each_image(self.source, self.target, lambda x, names: _degrade(degrade, x, names, self.seed))
 
 
 @dataclass
@@ -130,28 +125,35 @@ class Evaluate:
     split: str | None = None  # which split of them; test or validation unless said
     nfe: tuple[int, ...] | None = None  # network calls, each a row; 1 and 10, or 1 for a regression
     samplers: tuple[Sampler, ...] = ("sde",)  # each with each nfe
-    metrics: tuple[str, ...] = ("psnr", "ssim")  # among psnr ssim lpips fid kid
+    metrics: tuple[str, ...] | None = None  # among psnr ssim lpips fid kid; psnr, and ssim if installed
     limit: int | None = None  # only the first so many images
+    skip_corrupt: bool = False  # leave out files that cannot be read, and name them
     seed: int = 0  # of the degradation and the samplers
     power: float = 1.0  # of the time grid; 2 puts more of few calls near the clean end
     consistency: float = 0.0  # weight of the measurement, where the blur is known; 0: none
     out: str | None = None  # folder for metrics.json, a contact sheet and a copy of the run's history
+    device: str | None = None  # cpu, cuda or mps; a GPU where there is one unless said
 
     def run(self) -> None:
-        model = load_pretrained(self.checkpoint)
-        training = model.record["training"]
+        metrics = check_metrics(self.metrics)
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"expected a limit of at least 1, got {self.limit}")
+        model = _load(self.checkpoint, self.device)
+        training = _training(model)
         alone = training.get("process") == "regression"
         calls = ((1,) if alone else (1, 10)) if self.nfe is None else self.nfe
         if min(calls, default=0) < 1 or (alone and set(calls) != {1}):
             raise ValueError(f"expected nfe of {'1: a regression' if alone else 'at least 1'}, got {calls}")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"expected a limit of at least 1, got {self.limit}")
-        clean = load_images(self.data, self.split, training["size"])
+        degrade = create_pair_maker(training)
+        if self.out is not None:
+            check_writable(Path(self.out))
+        clean = load_images(self.data, self.split, training["size"], skip_corrupt=self.skip_corrupt)
+        check_metrics(metrics, clean[: self.limit].shape)
         if fingerprint(clean) == model.record.get("data_fingerprint"):
             print("i2sb: these are the images that the model was trained on", file=sys.stderr)
+        x1 = degrade(to_float(clean), _noise(self.seed))[: self.limit]  # no image's noise depends on limit
         clean = clean[: self.limit]
-        x0, degrade = to_float(clean), create_pair_maker(training)
-        x1 = degrade(x0, _noise(self.seed))
+        x0 = to_float(clean)
         rows: list[dict[str, Any]] = []
         sheet = [x0[:8], x1[:8]]
         how: dict[str, Any] = {"power": self.power, "consistency": self.consistency}
@@ -164,14 +166,15 @@ class Evaluate:
             "checkpoint": model.record,
             "results": rows,
         }
-        print(f"{len(x0)} images, {degrade}")
-        print("  ".join(f"{h:>9}" for h in ("sampler", "nfe", *self.metrics)))
         for sampler, nfe in [("identity", 0), *((s, n) for s in self.samplers for n in calls)]:
             x = model.restore(x1, nfe, sampler, self.seed, progress=True, **how) if nfe else x1  # type: ignore[arg-type]
-            result = evaluate(x, x0, self.metrics)
+            result = evaluate(x, x0, metrics)
             values = {
                 k: {n: _plain(getattr(m, n)) for n in ("value", "low", "high")} for k, m in result.items()
             }
+            if not rows:
+                print(f"{len(x0)} images, {degrade}")
+                print("  ".join(f"{h:>9}" for h in ("sampler", "nfe", *result)))
             rows.append({"sampler": sampler, "nfe": nfe, **values})
             cells = [f"{sampler:>9}", f"{nfe:>9}", *(f"{m.value:9.4f}" for m in result.values())]
             print("  ".join(cells), flush=True)
@@ -189,7 +192,7 @@ class Evaluate:
 
 
 def _plain(value: float) -> float | None:
-    """A number as JSON has it; None stands for an infinite PSNR, where every byte is right."""
+    """A number as JSON has it; None stands for an infinite PSNR, the one value that `evaluate` lets be so."""
     return value if math.isfinite(value) else None
 
 
@@ -207,14 +210,18 @@ class Info:
             return
         model = load_pretrained(self.checkpoint, "cpu")
         card = model.folder / "README.md"
-        print(card.read_text() if card.exists() else f"{model.folder}: no model card")
+        print(card.read_text(encoding="utf-8") if card.exists() else f"{model.folder}: no model card")
         content = {"model": dataclasses.asdict(model.denoiser.config), **model.record}
         print(json.dumps(content, indent=1))
 
 
 @dataclass
 class Train:
-    """Train a bridge, or go on with a run. Flags after --preset change what it sets."""
+    """Train a bridge, or go on with a run. Flags after --preset change what it sets.
+
+    Several processes, on GPUs or CPUs: torchrun --nproc-per-node N -m i2sb_lib train ... (accelerate launch
+    does for GPUs; on CPUs it starts one process only, and is refused where it was asked for more).
+    """
 
     config: tyro.conf.OmitArgPrefixes[TrainConfig]
     resume: bool = False  # go on with the run in --out
@@ -228,6 +235,7 @@ class Train:
         quality = "".join(f", {k} {v}" for k, v in result.items() if k.startswith("psnr"))
         if PartialState().is_main_process:
             print(f"{self.config.out}: {done} at step {result['step']} of {self.config.steps}{quality}")
+        PartialState().destroy_process_group()
 
 
 COMMANDS = {"train": Train, "restore": Restore, "degrade": Degrade, "evaluate": Evaluate, "info": Info}
@@ -246,18 +254,23 @@ def _start(args: list[str]) -> Train:
     return Train(PRESETS.get(given.get("--preset", ""), TrainConfig()))
 
 
+@plain_console()
 def main(args: list[str] | None = None) -> None:
     """Entry point; leaves by SystemExit where a command fails."""
     name, *rest = (sys.argv[1:] if args is None else args) or ["--help"]
     if name not in COMMANDS:
-        asked = name in ("-h", "--help")
-        print(__doc__ if asked else f"i2sb: expected one of {list(COMMANDS)}, got {name!r}")
-        sys.exit(0 if asked else 2)
+        asked = {"-h": __doc__, "--help": __doc__, "--version": f"i2sb {i2sb_lib.__version__}"}
+        print(asked.get(name) or f"i2sb: expected one of {list(COMMANDS)}, got {name!r}")
+        sys.exit(0 if name in asked else 2)
     default = _start(rest) if name == "train" else None
     command: Any = tyro.cli(COMMANDS[name], prog=f"i2sb {name}", args=rest, default=default)
     try:
         command.run()
-    except (ValueError, OSError, TrainingError, MetricUnavailable) as error:
-        sys.exit(f"i2sb: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
+    except (TrainingError, MetricUnavailable) as error:
+        sys.exit(f"i2sb: {error}")
+    except Exception as error:
+        if (why := explain(error)) is None:
+            raise
+        sys.exit(f"i2sb: {why}")

@@ -1,23 +1,28 @@
 """Every command end to end on tiny data: what it writes, what it prints, how it exits."""
 
 import dataclasses
+import io
 import json
 import shutil
+import sys
+import warnings
 from pathlib import Path
 from typing import get_args, get_type_hints
 
-import numpy as np
 import pytest
 import torch
 from conftest import photograph
 from PIL import Image
 
+import i2sb_lib
 from i2sb_lib import cli
 from i2sb_lib.checkpoints import load_pretrained
-from i2sb_lib.cli import COMMANDS, Evaluate, main
+from i2sb_lib.cli import COMMANDS, main
 from i2sb_lib.config import PRESETS, TrainConfig, config_hash
+from i2sb_lib.console import plain_console
 from i2sb_lib.data import fingerprint, load_images
 from i2sb_lib.degradations import create_degradation
+from i2sb_lib.folders import seed_of
 from i2sb_lib.images import to_float, to_tensor, to_uint8
 from i2sb_lib.restoration import Pretrained
 
@@ -64,19 +69,13 @@ def test_a_preset_sets_flags_that_later_flags_change(monkeypatch, capsys):
     monkeypatch.setattr(cli, "train", lambda config, resume: seen.append((config, resume)) or fake)
     main(["train", "--preset", "celeba64-deblur", "--lr", "0.5", "--resume"])
     main(["train", "--degradation-options", "sigma", "1.5", "--no-quantise"])
-    (first, resume), (second, fresh) = seen
+    main(["train", "--preset=celeba64-deblur"])
+    (first, resume), (second, fresh), third = seen
+    assert third == (PRESETS["celeba64-deblur"], False)
     assert (first, resume) == (dataclasses.replace(PRESETS["celeba64-deblur"], lr=0.5), True)
     changes = {"degradation_options": {"sigma": 1.5}, "quantise": False}
     assert (second, fresh) == (dataclasses.replace(TrainConfig(), **changes), False)
     assert "finished at step 1 of 60000, psnr_1 20.0" in capsys.readouterr().out
-
-
-def test_a_preset_may_be_joined_by_an_equals_sign(monkeypatch):
-    seen = []
-    fake = {"finished": True, "step": 1}
-    monkeypatch.setattr(cli, "train", lambda config, resume: seen.append(config) or fake)
-    main(["train", "--preset=celeba64-deblur"])
-    assert seen == [PRESETS["celeba64-deblur"]]
 
 
 def test_a_run_is_resumed_without_its_flags(monkeypatch, run_folder):
@@ -93,71 +92,77 @@ def test_exit_codes_are_those_of_the_help_text(tmp_path, run_folder, capsys):
     assert code_of() == 0
     assert code_of("destroy") == 2
     assert "['train', 'restore'" in capsys.readouterr().out
+    assert code_of("--version") == 0
+    assert capsys.readouterr().out == f"i2sb {i2sb_lib.__version__}\n"
     assert code_of("train", "--no-such-flag") == 2
     assert code_of("restore") == 2
     assert "absent" in message_of("restore", tmp_path / "absent", tmp_path, "--checkpoint", run_folder)
     assert "got none" in message_of("degrade", tmp_path, tmp_path / "out")
+    grid = message_of("restore", tmp_path, tmp_path / "out", "--checkpoint", run_folder, "--nfe", "0")
+    assert grid.startswith("i2sb: a grid needs")  # the flag's fault, not an image's
     assert "'nope'" in message_of("info", "nope")
     assert "degradation among" in message_of("degrade", tmp_path, tmp_path, "--name", "fog")
+    assert "device that is here, got nowhere" in message_of("evaluate", "--device", "nowhere")
     assert "expected a folder" in message_of("train", "--data", tmp_path / "absent", "--out", tmp_path / "r")
     assert "holds a run" in message_of("train", "--out", run_folder)
 
 
-def test_train_as_a_process_then_info(tiny, i2sb, photos, capsys):
+def test_train_as_a_process_then_info(tiny, i2sb, photos, capsys, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")  # of a console that cannot show the folder's name
+    out = f"{tiny.out}-σ"
     flags = ["--network", "unet-tiny", "--steps", "3", "--batch-size", "4", "--holdout", "4", "--size", "16"]
-    process = i2sb("train", "--data", photos, "--out", tiny.out, *flags, "--precision", "no")
-    out, err = process.communicate(timeout=240)
+    process = i2sb("train", "--data", photos, "--out", out, *flags, "--precision", "no")
+    said, err = process.communicate(timeout=240)
     assert (process.returncode, err) == (0, "")  # no bar, no warnings where no terminal is
-    assert out.startswith(f"{tiny.out}: finished at step 3 of 3, psnr_1 ")
-    files = {f.name for f in Path(tiny.out).iterdir()}
+    assert said.startswith(f"{tiny.out}-?: finished at step 3 of 3, psnr_1 ")
+    files = {f.name for f in Path(out).iterdir()}
     wanted = {"state.pt", "model.json", "model-1-of-1.safetensors", "history.json", "contact_sheet.png"}
     assert files == wanted
-    main(["info", tiny.out])
+    main(["info", out])
     content = json.loads(capsys.readouterr().out.split("\n", 1)[1])
-    assert content["parameters"] == sum(p.numel() for p in load_pretrained(tiny.out).denoiser.parameters())
+    assert content["parameters"] == sum(p.numel() for p in load_pretrained(out).denoiser.parameters())
     assert content["config_hash"] == config_hash(content["training"])
     main(["info"])
     assert capsys.readouterr().out.count("(default)") <= 1
 
 
-def test_a_folder_keeps_names_and_nesting_and_survives_a_bad_file(tmp_path, run_folder, capsys):
-    source, target = tmp_path / "in", tmp_path / "out"
-    (source / "deep" / "er").mkdir(parents=True)
-    photograph(0).save(source / "a.png")
-    photograph(1).save(source / "deep" / "b.JPG")
-    photograph(2).save(source / "deep" / "er" / "c.webp")
-    (source / "deep" / "broken.png").write_bytes(b"no image")
-    (source / "notes.txt").write_text("left alone")
-    said = message_of("restore", source, target, "--checkpoint", run_folder, "--nfe", "1")
-    assert "broken.png: expected an image" in said
-    assert "3 of 4 images were written" in said
-    found = {str(f.relative_to(target)) for f in target.rglob("*") if f.is_file()}
-    assert found == {"a.png", "deep/b.JPG", "deep/er/c.webp"}
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_console_s_encoding_decides_nothing(tmp_path, monkeypatch, encoding):
+    console = io.TextIOWrapper(io.BytesIO(), encoding)
+    monkeypatch.setattr(sys, "stdout", console)
+    photograph(0).save(tmp_path / "σ.png")
+    assert code_of("degrade", tmp_path / "σ.png", tmp_path / "out") == 0
+    assert [f.name for f in (tmp_path / "out").iterdir()] == ["σ.png"]
+    assert code_of("info", "celeba64-deblur") == 0  # whose card has a σ
+    console.flush()
+    shown = console.buffer.getvalue().decode(encoding)
+    assert "?.png" in shown
+    assert "? = 2" in shown
 
 
-def test_sources_are_never_overwritten_nor_targets_read(tmp_path, run_folder, capsys):
-    source, how = tmp_path / "in", ("--checkpoint", run_folder, "--nfe", "1")
-    source.mkdir()
-    photograph(0).save(source / "a.png")
-    before = (source / "a.png").read_bytes()
-    for target in (source, source / ".." / "in"):
-        assert "target beside the source" in message_of("restore", source, target, *how)
-    assert "target beside the source" in message_of("restore", source / "a.png", source / "a.png", *how)
-    assert "expected a folder" in message_of("restore", source, tmp_path / "x.png", *how)
-    assert "got" in message_of("restore", source / "a.png", tmp_path / "x.gif", *how)
-    for _ in range(2):
-        main(["restore", str(source), str(source / "out"), *map(str, how)])
-    assert sorted(f.name for f in source.rglob("*.png")) == ["a.png", "a.png"]
-    assert (source / "a.png").read_bytes() == before
+def test_a_warning_of_the_library_is_one_line_and_others_are_as_they_were(tmp_path, capsys):
+    photograph(0).save(tmp_path / "a.webp", save_all=True, append_images=[photograph(1)], lossless=True)
+    main(["degrade", str(tmp_path / "a.webp"), str(tmp_path / "out" / "a.png")])
+    line = f"i2sb: {tmp_path / 'a.webp'}: holds several pictures, took the first\n"
+    assert capsys.readouterr().err == line
+    with warnings.catch_warnings(record=True) as others, plain_console():
+        warnings.simplefilter("always")
+        for file in (cli.__file__, cli.__file__, json.__file__):
+            warnings.warn_explicit("said", UserWarning, file, 1)
+    assert capsys.readouterr().err == "i2sb: said\n"
+    assert [w.filename for w in others] == [json.__file__]
 
 
-def test_images_of_a_folder_have_noise_of_their_own(tmp_path):
-    source = tmp_path / "in"
+def test_images_have_noise_of_their_own_alone_and_in_a_folder(tmp_path):
+    source, how = tmp_path / "in", ("--name", "noise", "--options", "std", "0.1")
     source.mkdir()
     for name in "ab":
         photograph(0).save(source / f"{name}.png")
-    main(["degrade", str(source), str(tmp_path / "out"), "--name", "noise", "--options", "std", "0.1"])
-    a, b = (to_tensor(Image.open(tmp_path / "out" / f"{name}.png")) for name in "ab")
+    main(["degrade", str(source), str(tmp_path / "out"), *how])
+    main(["degrade", str(source / "b.png"), str(tmp_path / "alone.png"), *how])
+    files = (tmp_path / "out" / "a.png", tmp_path / "out" / "b.png", tmp_path / "alone.png")
+    a, b, alone = (to_tensor(Image.open(file)) for file in files)
+    assert torch.equal(b, alone)
     assert not torch.equal(a, b)
 
 
@@ -193,19 +198,82 @@ def test_the_time_grid_and_consistency_reach_the_restoration(tmp_path, run_folde
     assert len(set(out)) == 3
 
 
-def test_evaluate_refuses_before_it_works(run_folder, tmp_path):
-    base = ("evaluate", "--checkpoint", run_folder, "--out", tmp_path / "e")
+def test_evaluate_refuses_before_it_works(run_folder, photos, tmp_path, capsys, monkeypatch):
+    base = ("evaluate", "--checkpoint", run_folder, "--out", tmp_path / "e", "--data", tmp_path / "absent")
     assert "nfe of at least 1, got (0,)" in message_of(*base, "--nfe", "0")
     assert "limit of at least 1" in message_of(*base, "--limit", "-1")
+    assert "metrics among" in message_of(*base, "--metrics", "psnr", "beauty")
     assert not (tmp_path / "e").exists()
+    assert "expected a folder" in message_of(*base)
+    (tmp_path / "file").write_text("in the way")
+    assert "can be written to" in message_of(*base, "--out", tmp_path / "file" / "e")
+    for name, training, words in (
+        ("bare", {}, "a record of its training"),
+        ("fog", {"degradation": "fog", "degradation_options": {}, "noise": 0, "quantise": True, "size": 16},
+         "degradation among"),
+    ):  # fmt: skip
+        shutil.copytree(run_folder, tmp_path / name)
+        content = json.loads((run_folder / "model.json").read_text())
+        content["record"] = {"training": training}
+        (tmp_path / name / "model.json").write_text(json.dumps(content))
+        assert words in message_of(*base, "--checkpoint", tmp_path / name)
+    photograph(0).save(tmp_path / "a.png")
+    bare = ("--checkpoint", tmp_path / "bare", "--nfe", "1")
+    assert code_of("restore", tmp_path / "a.png", tmp_path / "b.png", *bare) == 0  # which needs no record
+    again = ("restore", tmp_path / "a.png", tmp_path / "c.png", "--degrade", *bare)
+    assert "of its training" in message_of(*again)
+    capsys.readouterr()
+    missing = cli.MetricUnavailable("no weights")
+    monkeypatch.setattr(cli, "evaluate", lambda *a: (_ for _ in ()).throw(missing))
+    assert message_of(*base[:-1], photos) == "i2sb: no weights"
+    assert capsys.readouterr().out == ""  # no header over nothing
 
 
-def test_an_evaluation_that_fails_leaves_its_rows_and_no_finished_record(run_folder, tmp_path, monkeypatch):
+def test_corrupt_images_are_left_out_on_demand(run_folder, photos, tmp_path, capsys):
+    for i in range(3):
+        shutil.copy(photos / f"{i:02}.png", tmp_path)
+    (tmp_path / "bad.png").write_bytes((tmp_path / "00.png").read_bytes()[:200])
+    base = ("evaluate", "--checkpoint", run_folder, "--data", tmp_path, "--nfe", "1")
+    assert "bad.png" in message_of(*base)
+    assert code_of(*base, "--skip-corrupt") == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("3 images, ")
+    assert "bad.png" in err
+
+
+def test_a_plain_installation_evaluates_what_it_can(run_folder, photos, monkeypatch, capsys):
+    base = ("evaluate", "--checkpoint", run_folder, "--data", photos, "--limit", "2", "--nfe", "1")
+    assert code_of(*base) == 0
+    assert capsys.readouterr().out.splitlines()[1].split() == ["sampler", "nfe", "psnr", "ssim"]
+    monkeypatch.setitem(sys.modules, "torchmetrics", None)
+    assert code_of(*base) == 0
+    assert capsys.readouterr().out.splitlines()[1].split() == ["sampler", "nfe", "psnr"]
+    said = message_of(*base, "--metrics", "psnr", "ssim")
+    assert 'ssim needs torchmetrics: pip install "i2sb-lib[metrics]"' in said
+
+
+def test_no_image_s_noise_depends_on_how_many_there_are(run_folder, photos, monkeypatch):
+    """Masks are drawn before the noise, so that a batch cut first would give other noise."""
+    seen, degrade = [], create_degradation("inpaint-freeform", noise=0.1, quantise=True)
+    monkeypatch.setattr(cli, "create_pair_maker", lambda training: degrade)
+    monkeypatch.setattr(Pretrained, "restore", lambda model, x1, *a, **k: seen.append(x1) or x1)
+    for limit in ("2", "24"):
+        main(["evaluate", "--checkpoint", str(run_folder), "--data", str(photos), "--limit", limit,
+              "--nfe", "1", "--metrics", "psnr"])  # fmt: skip
+    assert torch.equal(seen[0], seen[1][:2])
+    whole = to_float(load_images(photos, size=16))  # as the shipped records were made
+    assert torch.equal(seen[1], degrade(whole, torch.Generator().manual_seed(2**31)))
+
+
+def test_an_evaluation_that_fails_leaves_its_rows_and_no_finished_record(
+    run_folder, photos, tmp_path, monkeypatch
+):
     calls, whole = [], cli.evaluate
     monkeypatch.setattr(
         cli, "evaluate", lambda *a: calls.append(a) or (whole(*a) if len(calls) < 3 else 1 / 0)
     )
-    base = ["evaluate", "--checkpoint", str(run_folder), "--limit", "2", "--out", str(tmp_path)]
+    base = ["evaluate", "--checkpoint", str(run_folder), "--data", str(photos), "--limit", "2"]
+    base += ["--out", str(tmp_path)]
     with pytest.raises(ZeroDivisionError):
         main([*base, "--nfe", "1", "2"])
     assert not (tmp_path / "metrics.json").exists()
@@ -216,23 +284,6 @@ def test_an_evaluation_that_fails_leaves_its_rows_and_no_finished_record(run_fol
     assert not (tmp_path / "metrics.partial.json").exists()
 
 
-def test_alpha_grey_rotation_and_odd_sizes_are_restored(tmp_path, run_folder):
-    source, exif = tmp_path / "in", Image.Exif()
-    source.mkdir()
-    exif[0x0112] = 6
-    photograph(0, 21, 33).convert("RGBA").save(source / "alpha.png")
-    photograph(0, 21, 33).convert("L").save(source / "grey.png")
-    photograph(0, 21, 33).save(source / "rotated.png", exif=exif)
-    main(["restore", str(source), str(tmp_path / "out"), "--checkpoint", str(run_folder), "--nfe", "1"])
-    images = {f.stem: Image.open(f) for f in (tmp_path / "out").iterdir()}
-    assert {k: (i.mode, i.size) for k, i in images.items()} == {
-        "alpha": ("RGB", (33, 21)), "grey": ("RGB", (33, 21)), "rotated": ("RGB", (21, 33)),
-    }  # fmt: skip
-    turned = photograph(0, 21, 33).rotate(-90, expand=True)
-    error = np.asarray(images["rotated"], dtype=float) - np.asarray(turned)
-    assert np.abs(error).mean() < 30  # upright, not only of upright size
-
-
 def test_degrade_then_restore_is_what_the_library_does(tmp_path, run_folder):
     photo = tmp_path / "photo.png"
     photograph(5, 24, 24).save(photo)
@@ -240,11 +291,11 @@ def test_degrade_then_restore_is_what_the_library_does(tmp_path, run_folder):
     main(["degrade", str(photo), str(tmp_path / "new" / "blurred.png"), *options])
     x0 = to_float(to_tensor(photograph(5, 24, 24)))[None]
     degrade = create_degradation("blur-gauss", sigma=1.5, kernel_size=5, noise=0.05, quantise=True)
-    x1 = degrade(x0, torch.Generator().manual_seed(3 + 2**31))  # not the sampler's stream
+    x1 = degrade(x0, torch.Generator().manual_seed(seed_of(3, "photo.png") + 2**31))  # not the sampler's
     assert torch.equal(to_tensor(Image.open(tmp_path / "new" / "blurred.png")), to_uint8(x1)[0])
     flags = ["--checkpoint", str(run_folder), "--nfe", "2", "--seed", "4"]
     main(["restore", str(tmp_path / "new"), str(tmp_path / "out"), *flags])
-    x0_hat = load_pretrained(run_folder).restore(x1, 2, "sde", 4)
+    x0_hat = load_pretrained(run_folder).restore(x1, 2, "sde", [seed_of(4, "blurred.png")])
     assert torch.equal(to_tensor(Image.open(tmp_path / "out" / "blurred.png")), to_uint8(x0_hat)[0])
     main(["restore", str(photo), str(tmp_path / "both"), "--degrade", *flags])
     assert Image.open(tmp_path / "both" / "photo.png").size == (48, 24)  # degraded and restored
@@ -252,12 +303,12 @@ def test_degrade_then_restore_is_what_the_library_does(tmp_path, run_folder):
 
 def test_evaluate_writes_a_record_that_can_be_traced(tmp_path, run_folder, photos, capsys):
     out = tmp_path / "record"
-    args = ["evaluate", "--checkpoint", run_folder, "--data", photos, "--nfe", "1", "3", "--samplers", "sde"]
+    args = ["evaluate", "--checkpoint", run_folder, "--data", photos, "--nfe", "1", "2", "--samplers", "sde"]
     args += ["ode", "--limit", "5", "--seed", "2", "--out", out]
     assert code_of(*args) == 0
     table = capsys.readouterr().out
     record = json.loads((out / "metrics.json").read_text())
-    rows = [("identity", 0), ("sde", 1), ("sde", 3), ("ode", 1), ("ode", 3)]
+    rows = [("identity", 0), ("sde", 1), ("sde", 2), ("ode", 1), ("ode", 2)]
     assert [(r["sampler"], r["nfe"]) for r in record["results"]] == rows
     for row in record["results"]:
         assert row["psnr"]["low"] <= row["psnr"]["value"] <= row["psnr"]["high"]
@@ -272,11 +323,6 @@ def test_evaluate_writes_a_record_that_can_be_traced(tmp_path, run_folder, photo
     shutil.rmtree(out)
     assert code_of(*args) == 0
     assert json.loads((out / "metrics.json").read_text()) == record  # the same again
-    assert "expected metrics among" in message_of(*args, "--metrics", "beauty")
-
-
-def test_the_default_evaluation_needs_no_download():
-    assert (Evaluate().data, Evaluate().metrics) == ("embedded", ("psnr", "ssim"))
 
 
 def test_the_sampler_s_noise_is_not_the_noise_of_the_degraded_image(monkeypatch, run_folder, photos):

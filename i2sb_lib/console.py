@@ -1,0 +1,42 @@
+"""What a person at a terminal is told: each failure and each warning in one line, in any encoding."""
+
+import contextlib
+import io
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from i2sb_lib.faults import first_line, is_out_of_memory
+
+
+def explain(error: BaseException) -> str | None:
+    """One line for what may be wrong with files, values or memory; None for a fault of the program."""
+    if is_out_of_memory(error):
+        return f"out of memory: {first_line(error)}"
+    return " ".join(str(error).split()) if isinstance(error, ValueError | OSError) else None
+
+
+@contextlib.contextmanager
+def plain_console() -> Iterator[None]:
+    """Inside, a warning of this library is a line on stderr, once; other packages' stay as they are.
+
+    What the console's encoding cannot show comes out as "?", and nothing fails for it.
+    """
+    others, seen = warnings.showwarning, set[str]()
+
+    def show(message: Any, category: Any, filename: str, *rest: Any) -> None:
+        if Path(filename).parent != Path(__file__).parent:
+            others(message, category, filename, *rest)
+        elif str(message) not in seen:
+            seen.add(str(message))
+            print(f"i2sb: {message}", file=sys.stderr)
+
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", module="i2sb_lib")
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield

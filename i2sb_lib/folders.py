@@ -1,0 +1,137 @@
+"""One image, or each of a folder: read, worked on in batches of one size, written where nothing is lost."""
+
+import contextlib
+import math
+import os
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from i2sb_lib.console import explain
+from i2sb_lib.images import SUFFIXES, list_images, open_image, save_image, tally, to_float, to_tensor
+
+GROUP = 2**18  # pixels of one batch, or a single image: 64 of 64 x 64
+HELD = 2**22  # pixels that wait for others of their size
+
+
+class Job(NamedTuple):
+    """An image's file, its name in the source, and the file of its result."""
+
+    file: Path
+    name: str
+    out: Path
+
+
+Work = Callable[[Tensor, list[str]], Tensor]
+
+
+def seed_of(seed: int, name: str) -> int:
+    """The seed of an image's own randomness: the same alone, in a folder and in any batch of it."""
+    return seed + zlib.crc32(name.encode("utf-8", "surrogateescape"))
+
+
+def _key(path: Path) -> tuple[int, int]:
+    """What a file is, whatever it is called: links and names in other cases have the same key."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def _within(inner: Path, outer: Path) -> bool:
+    """Whether `inner`, which need not exist, is `outer` or lies inside it, links followed."""
+    whole = inner.resolve()
+    return outer.exists() and any(p.exists() and p.samefile(outer) for p in (whole, *whole.parents))
+
+
+def plan(source: Path, target: str) -> list[Job]:
+    """(image, its name in the source, where its result goes) of an image, or of each image of a folder.
+
+    A target is a folder where it is one, ends in a slash or has no suffix. A result goes by its image's
+    name, with .png behind it where that is no suffix that can be written. What was skipped is said on
+    stderr. Raises ValueError where there is no image, where the target cannot be, and where a result would
+    fall on a source, or, for a target around or inside the source, on anything that is there.
+    """
+    if not source.exists():
+        raise ValueError(f"expected an image or a folder at {source}, got nothing there")
+    place, single, kinds, files = Path(target), not source.is_dir(), ", ".join(SUFFIXES), [source]
+    named = place.suffix.lower() in SUFFIXES
+    new = not place.exists() and not named and not (single and place.suffix)
+    folder = place.is_dir() or target.endswith(("/", os.sep)) or new
+    if not folder and not (single and named):
+        what = f"a folder or an image ({kinds})" if single else "a folder"
+        raise ValueError(f"expected {what} as the target, got {target}")
+    inside, around = not single and _within(place, source), _within(source, place)
+    if not single:
+        files, skipped = list_images(source, place if inside else None)
+        if skipped:
+            print(f"i2sb: {source}: skipped {tally(skipped)}", file=sys.stderr)
+    if not files:
+        raise ValueError(f"{source}: expected images ({kinds}), got none")
+    originals, jobs = {_key(f) for f in files if f.exists()}, []
+    for file in files:
+        name = file.name if single else file.relative_to(source).as_posix()
+        plain = name if file.suffix.lower() in SUFFIXES else f"{name}.png"
+        out = place / plain if folder else place
+        if out.exists() and (inside or around or _key(out) in originals):
+            raise ValueError(f"expected a target that overwrites nothing of the source, got {out} there")
+        jobs.append(Job(file, name, out))
+    return jobs
+
+
+@contextlib.contextmanager
+def _noted(failed: list[str], file: Path) -> Iterator[None]:
+    """Note what fails inside as this file's failure and go on; a fault of the program goes through."""
+    try:
+        yield
+    except Exception as error:
+        if (why := explain(error)) is None:
+            raise
+        failed.append(why if str(file) in why else f"{file}: {why}")
+
+
+def each_image(source: Path, target: str, work: Work) -> None:
+    """Run `work` on one image or on every image of a folder, and write the results as `plan` says.
+
+    work: (images (B, 3, H, W) in [-1, 1] of one size, their names) -> results (B, 3, H', W'); a batch has
+    at most GROUP pixels, or one image. The path of each result is printed when the file is whole. One
+    image's failure leaves the others: ValueError tells the first at the end, stderr the rest.
+    """
+    jobs, failed, written = plan(source, target), list[str](), set[tuple[int, int]]()
+    groups: dict[tuple[int, ...], list[tuple[Job, Tensor]]] = {}
+
+    def finish(group: list[tuple[Job, Tensor]]) -> None:
+        with _noted(failed if len(group) == 1 else [], group[0][0].file):
+            x = to_float(torch.stack([pixels for _, pixels in group]))
+            for (job, _), y in zip(group, work(x, [job.name for job, _ in group]), strict=True):
+                with _noted(failed, job.file):
+                    if job.out.exists() and _key(job.out) in written:
+                        raise ValueError(f"expected a file for each image, got {job.out} for two images")
+                    save_image(y, job.out)
+                    written.add(_key(job.out))
+                    print(job.out)
+            return
+        for one in group if len(group) > 1 else []:  # which of them is it?
+            finish([one])
+
+    def size(shape: tuple[int, ...]) -> int:
+        return len(groups[shape]) * math.prod(shape[-2:])
+
+    for job in jobs:
+        with _noted(failed, job.file):
+            pixels = to_tensor(open_image(job.file))
+            groups.setdefault(pixels.shape, []).append((job, pixels))
+            if size(pixels.shape) + math.prod(pixels.shape[-2:]) > GROUP:
+                finish(groups.pop(pixels.shape))
+            elif sum(map(size, groups)) > HELD:
+                finish(groups.pop(max(groups, key=size)))
+    for group in groups.values():
+        finish(group)
+    for line in failed[1:]:
+        print(f"i2sb: {line}", file=sys.stderr)
+    if failed:
+        rest = f"; {len(written)} of {len(jobs)} images were written" if len(jobs) > 1 else ""
+        raise ValueError(f"{failed[0]}{rest}")

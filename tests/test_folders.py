@@ -1,0 +1,239 @@
+"""One image or a folder of them: nothing of a stranger's is lost, and what is not done is said."""
+
+import errno
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import photograph
+from PIL import Image
+
+from i2sb_lib import cli, folders
+from i2sb_lib.cli import main
+from i2sb_lib.images import to_tensor
+from i2sb_lib.restoration import Pretrained
+
+
+def told(*args) -> str:
+    """The one sentence that a command leaves when it fails; empty where it does not."""
+    code = ""
+    try:
+        main([str(a) for a in args])
+    except SystemExit as stop:
+        code = stop.code
+    assert isinstance(code, str)  # which means exit code 1
+    assert "\n" not in code
+    return code
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+def lay(folder: Path, *names: str) -> None:
+    for i, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        photograph(i).save(folder / name)
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ("one.png", "."),
+        ("one.png", "one.png"),
+        ("one.png", "alias.png"),  # a link to it
+        ("one.png", "ONE.PNG"),  # a second name of the same file, as where case does not count
+        ("one.png", "here/"),  # a link to its folder
+        ("alias.png", "one.png"),
+        ("blurred/a.png", "."),  # beside which another a.png stands
+        ("nest", "nest"),
+        ("nest", "nest/sub"),  # whose x.png is as original as the one above it
+        ("nest", "nest/../here/nest"),
+        ("blurred", "."),
+        ("blurred", "out"),  # where out/deep leads back into blurred
+    ],
+)
+def test_no_original_is_overwritten(tmp_path, monkeypatch, source, target):
+    lay(tmp_path, "one.png", "a.png", "blurred/a.png", "blurred/deep/b.png", "nest/x.png", "nest/sub/x.png")
+    os.link(tmp_path / "one.png", tmp_path / "ONE.PNG")
+    (tmp_path / "alias.png").symlink_to("one.png")
+    (tmp_path / "here").symlink_to(".")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "deep").symlink_to("../blurred/deep")
+    monkeypatch.chdir(tmp_path)
+    before = tree(tmp_path)
+    said = told("degrade", source, target)
+    assert tree(tmp_path) == before
+    assert "overwrites nothing of the source" in said
+
+
+def test_a_target_around_or_inside_the_source_is_filled_where_nothing_is_lost(tmp_path, monkeypatch):
+    lay(tmp_path, "in/a.png", "in/deep/b.png", "other.png")
+    monkeypatch.chdir(tmp_path)
+    before = tree(tmp_path)
+    assert told("degrade", "in", ".") == ""
+    assert set(tree(tmp_path)) == {*before, "a.png", "deep/b.png"}
+    assert told("degrade", "in", "in/out") == ""
+    assert set(tree(tmp_path / "in" / "out")) == {"a.png", "deep/b.png"}
+    assert told("degrade", "in", "elsewhere") == ""  # once more is allowed there
+    assert told("degrade", "in", "elsewhere") == ""
+    assert {k: v for k, v in tree(tmp_path).items() if k in before} == before
+
+
+def test_a_folder_keeps_names_and_nesting_and_survives_a_bad_file(tmp_path):
+    lay(tmp_path, "in/a.png", "in/deep/b.JPG", "in/deep/er/c.webp", "in/deep/broken.png")
+    (tmp_path / "in" / "deep" / "broken.png").write_bytes(b"no image")
+    said = told("degrade", tmp_path / "in", tmp_path / "out")
+    assert "broken.png: expected an image" in said
+    assert "3 of 4 images were written" in said
+    assert set(tree(tmp_path / "out")) == {"a.png", "deep/b.JPG", "deep/er/c.webp"}
+    assert "expected a folder as the target" in told("degrade", tmp_path / "in", tmp_path / "x.png")
+
+
+def test_two_results_never_share_a_file(tmp_path):
+    lay(tmp_path, "in/x/a.png", "in/y/a.png")
+    (tmp_path / "out" / "y").mkdir(parents=True)
+    (tmp_path / "out" / "x").symlink_to("y")
+    said = told("degrade", tmp_path / "in", tmp_path / "out", "--name", "none")
+    assert "two images" in said
+    assert "1 of 2 images were written" in said
+    assert tree(tmp_path / "out")["y/a.png"] == (tmp_path / "in" / "x" / "a.png").read_bytes()
+
+
+def test_a_slash_or_a_folder_that_is_there_makes_the_target_a_folder(tmp_path, monkeypatch):
+    lay(tmp_path, "a.png")
+    monkeypatch.chdir(tmp_path)
+    for target in ("results.v2/", "x.png/", "results.v2"):
+        assert told("degrade", "a.png", target) == ""
+        assert (Path(target) / "a.png").is_file()
+    assert "got results.v3" in told("degrade", "a.png", "results.v3")
+    Path("plain").write_text("a file")
+    assert "as the target, got plain" in told("degrade", "a.png", "plain")
+    lay(tmp_path, "in/b.png")
+    assert told("degrade", "in", "results.v4") == ""
+
+
+def test_what_is_left_out_of_a_folder_is_counted(tmp_path, capsys):
+    lay(tmp_path, "in/a.png", "in/b.gif", "in/deep/c.gif")
+    (tmp_path / "in" / "notes.txt").write_text("no picture")
+    (tmp_path / "in" / "README").write_text("no picture")
+    assert told("degrade", tmp_path / "in", tmp_path / "out") == ""
+    assert set(tree(tmp_path / "out")) == {"a.png"}
+    assert "skipped 4 other files (.gif 2, .txt 1, no suffix 1)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", [".avif", ".gif", ""])
+def test_a_file_of_another_kind_comes_out_without_loss(tmp_path, suffix):
+    photograph(0, 32, 32).convert("P").convert("RGB").save(tmp_path / "a.png")
+    (tmp_path / "a.png").rename(tmp_path / f"a{suffix}")  # a suffix is a promise about losses, no more
+    assert told("degrade", tmp_path / f"a{suffix}", tmp_path / "out", "--name", "none") == ""
+    (out,) = (tmp_path / "out").iterdir()
+    assert out.suffix == ".png"
+    assert torch.equal(to_tensor(Image.open(out)), to_tensor(Image.open(tmp_path / f"a{suffix}")))
+    if suffix:  # nor is a loss of another kind made on demand
+        assert "expected a folder or an image (.png" in told("degrade", out, tmp_path / f"b{suffix}")
+        assert not (tmp_path / f"b{suffix}").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 400 bytes"),
+        OSError(errno.EIO, "Input/output error"),
+    ],
+    ids=["python", "cuda", "cpu", "disk"],
+)
+def test_what_fails_on_one_image_does_not_stop_a_folder(tmp_path, monkeypatch, error):
+    lay(tmp_path, "in/a.png", "in/b.png", "in/c.png")
+    bad = to_tensor(photograph(1))
+
+    def degrade(x, generator):
+        if torch.equal(((x[0] + 1) * 127.5).round().byte(), bad):
+            raise error
+        return x
+
+    monkeypatch.setattr(cli, "create_degradation", lambda *a, **k: degrade)
+    said = told("degrade", tmp_path / "in", tmp_path / "out")
+    assert ("Input/output" if isinstance(error, OSError) else "out of memory") in said
+    assert f"{tmp_path / 'in' / 'b.png'}: " in said
+    assert "2 of 3 images were written" in said
+    assert set(tree(tmp_path / "out")) == {"a.png", "c.png"}
+
+
+def test_a_fault_of_the_program_is_not_hidden(tmp_path, monkeypatch):
+    lay(tmp_path, "a.png")
+    monkeypatch.setattr(cli, "create_degradation", lambda *a, **k: lambda x, g: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["degrade", str(tmp_path / "a.png"), str(tmp_path / "out")])
+
+
+def test_ctrl_c_leaves_whole_files_only(tmp_path, monkeypatch):
+    lay(tmp_path, *(f"in/{name}.png" for name in "abc"))
+    save = Image.Image.save
+
+    def interrupted(image, path, **how):
+        save(image, path, **how)
+        if len(tree(tmp_path / "out")) > 1:  # in the middle of the second file
+            Path(path).write_bytes(Path(path).read_bytes()[:50])
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Image.Image, "save", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        main(["degrade", str(tmp_path / "in"), str(tmp_path / "out"), "--name", "none"])
+    assert stop.value.code == 130
+    assert set(tree(tmp_path / "out")) == {"a.png"}
+    assert torch.equal(to_tensor(Image.open(tmp_path / "out" / "a.png")), to_tensor(photograph(0)))
+
+
+def test_a_folder_is_restored_in_batches_and_one_alone_is_as_in_the_folder(tmp_path, monkeypatch, run_folder):
+    lay(tmp_path, *(f"in/{i}.png" for i in range(5)))
+    photograph(7, 20, 33).save(tmp_path / "in" / "wide.png")
+    photograph(8, 33, 20).save(tmp_path / "in" / "broken.png")
+    (tmp_path / "in" / "broken.png").write_bytes((tmp_path / "in" / "broken.png").read_bytes()[:300])
+    sizes, restore = [], Pretrained.restore
+    monkeypatch.setattr(
+        Pretrained, "restore", lambda m, x1, *a, **k: sizes.append(len(x1)) or restore(m, x1, *a, **k)
+    )
+    how = ("--checkpoint", run_folder, "--nfe", "3", "--seed", "5")
+    assert "6 of 7 images were written" in told("restore", tmp_path / "in", tmp_path / "out", *how)
+    assert sorted(sizes) == [1, 5]
+    for name in ("0.png", "3.png", "wide.png"):
+        assert told("restore", tmp_path / "in" / name, tmp_path / "alone" / name, *how) == ""
+        one, other = (to_tensor(Image.open(tmp_path / f / name)).int() for f in ("alone", "out"))
+        assert (one - other).abs().max() <= 1  # the last bit of a float may round a byte
+    (tmp_path / "in" / "1.png").write_bytes((tmp_path / "in" / "0.png").read_bytes())
+    told("restore", tmp_path / "in", tmp_path / "twins", *how)
+    first, second = (to_tensor(Image.open(tmp_path / "twins" / f"{i}.png")).int() for i in (0, 1))
+    assert (first - second).abs().max() > 1  # the same picture, noise of its own
+
+
+def test_images_that_wait_for_others_of_their_size_are_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, "GROUP", 3 * 400)
+    monkeypatch.setattr(folders, "HELD", 5 * 400)
+    lay(tmp_path, *(f"in/{i:02}.png" for i in range(10)))
+    for i in range(8):  # no two of one size
+        photograph(i, 20, 19 - i).save(tmp_path / "in" / f"small-{i:02}.png")
+    waiting, most, batches, read = 0, 0, [], folders.open_image
+
+    def counted(file):
+        nonlocal waiting, most
+        image = read(file)
+        waiting += image.width * image.height
+        most = max(most, waiting)
+        return image
+
+    def work(x, names):
+        nonlocal waiting
+        batches.append(len(x))
+        waiting -= x[:, 0].numel()
+        return x
+
+    monkeypatch.setattr(folders, "open_image", counted)
+    folders.each_image(tmp_path / "in", f"{tmp_path / 'out'}", work)
+    assert batches[:3] == [3, 3, 3]
+    assert sum(batches) == len(tree(tmp_path / "out")) == 18
+    assert 2000 < most <= 2000 + 400
