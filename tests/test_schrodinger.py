@@ -27,10 +27,14 @@ def system() -> SchrodingerSystem:
     return SchrodingerSystem(SCHEDULE, [x], bumps(x, -1.0, 0.2), bumps(x, -0.4, 0.8))
 
 
-@pytest.mark.parametrize("variance", [1e-3, 0.02, 0.5])
-def test_heat_is_the_dense_log_sum_exp_with_a_kernel_of_unit_mass(variance: float) -> None:
-    x = line(81)
-    f = torch.linspace(-1, 1, 81, dtype=torch.float64).sin() * 30
+@pytest.mark.parametrize(
+    ("n", "edge", "variance"), [(81, 3, 1e-3), (81, 3, 0.02), (81, 3, 0.5), (11, 0.5, 0.5)]
+)
+def test_heat_is_the_dense_log_sum_exp_with_a_kernel_of_unit_mass(
+    n: int, edge: float, variance: float
+) -> None:
+    x = line(n, edge)  # the last one is narrower than the kernel
+    f = torch.linspace(-1, 1, n, dtype=torch.float64).sin() * 30
     log_k = -((x[:, None] - x) ** 2) / (2 * variance)
     lattice = torch.arange(-4000, 4001, dtype=torch.float64) * float(x[1] - x[0])
     log_k = log_k - torch.logsumexp(-(lattice**2) / (2 * variance), 0)
