@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from i2sb_lib.degradations import Separable
+from i2sb_lib.devices import to_float64
 from i2sb_lib.images import check_images
 
 
@@ -35,9 +36,10 @@ class Wiener:
     def __init__(self, operator: Separable, photographs: Tensor, noise: float = (2 / 255) ** 2 / 12) -> None:
         if len(check_images(photographs, "Wiener")) < 2 or noise <= 0:
             raise ValueError(f"expected 2 photographs and noise > 0, got {len(photographs)} and {noise}")
+        photographs = to_float64(photographs)
         sides = (operator.matrix(n).to(photographs.device) for n in photographs.shape[-2:])
         (self.u_h, s_h, self.v_h), (self.u_w, s_w, self.v_w) = (torch.linalg.svd(a) for a in sides)
-        parts = self.v_h @ photographs.double() @ self.v_w.T
+        parts = self.v_h @ photographs @ self.v_w.T
         self.mean, var, s = parts.mean(0), parts.var(0), s_h[:, None] * s_w
         self.shrunk, self.gain = s * self.mean, s * var / (s**2 * var + noise)
 
@@ -45,8 +47,8 @@ class Wiener:
         """x_hat of y; ValueError for images of another size than the photographs."""
         if check_images(y, "Wiener").shape[1:] != self.mean.shape:
             raise ValueError(f"expected images {tuple(self.mean.shape)}, got {tuple(y.shape[1:])}")
-        parts = self.u_h.T @ y.double() @ self.u_w
-        return (self.v_h.T @ (self.mean + self.gain * (parts - self.shrunk)) @ self.v_w).to(y.dtype)
+        parts = self.u_h.T @ to_float64(y) @ self.u_w
+        return (self.v_h.T @ (self.mean + self.gain * (parts - self.shrunk)) @ self.v_w).to(y)
 
 
 def richardson_lucy(y: Tensor, operator: Separable, iterations: int = 30) -> Tensor:

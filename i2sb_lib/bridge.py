@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from i2sb_lib.schedule import Schedule
+from i2sb_lib.schedule import Schedule, as_time, check_times
 
 Coefficients = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 
@@ -35,8 +35,8 @@ class Step(NamedTuple):
 
 
 def expand(t: Tensor | float, x: Tensor) -> Tensor:
-    """Reshape t of shape (B,) or () so that it broadcasts against x of shape (B, *D)."""
-    t = torch.as_tensor(t, device=x.device, dtype=x.dtype)
+    """Reshape t of shape (B,) or (), in [0, 1], so that it broadcasts against x of shape (B, *D)."""
+    t = as_time(t).to(x)
     if t.ndim > 1 or (t.ndim == 1 and t.shape[0] not in (1, x.shape[0])):
         raise ValueError(
             f"expected t of shape () or ({x.shape[0]},) for x of shape {tuple(x.shape)}, got {tuple(t.shape)}"
@@ -44,12 +44,19 @@ def expand(t: Tensor | float, x: Tensor) -> Tensor:
     return t.reshape(-1, *[1] * (x.ndim - 1))
 
 
+def _one_shape(**parts: Tensor) -> None:
+    if len({part.shape for part in parts.values()}) > 1:
+        shapes = " and ".join(str(tuple(part.shape)) for part in parts.values())
+        raise ValueError(f"{' and '.join(parts)} must have one shape, got {shapes}")
+
+
 class Bridge:
     """A family x_t = a_t x0 + b_t x1 + c_t eps with its reverse kernels.
 
     schedule: variance of the reference process; it also scales the training target.
     coefficients: t -> (a_t, b_t, c_t), each of t's shape; I2SB's own when omitted.
-    Times are tensors of shape (B,) or (), or floats, in [0, 1]; x0, x1, xt are (B, *D).
+    Times are tensors of shape (B,) or (), or floats, in [0, 1]; x0, x1, xt are (B, *D). ValueError where
+    they are not (times on a GPU are taken as they come: to look at them would be to wait for it).
     """
 
     def __init__(self, schedule: Schedule, coefficients: Coefficients | None = None) -> None:
@@ -104,7 +111,7 @@ class Bridge:
         at t = 1. In y, `step` is DDIM's for eta = 0, and DDPM's for eta = 1 where a_t b_t / c_t^2 is
         constant, as it is for every Markov reference (I2SB, DDBM) and not for noisy InDI.
         """
-        a, _, c = self.coefficients(t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64))
+        a, _, c = self.coefficients(as_time(t))
         return torch.where(a > 0, c / a, torch.inf)
 
     def q_mean_var(self, t: Tensor | float, x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,15 +120,16 @@ class Bridge:
         Returns mean (B, *D) and variance (B, 1, ...). Exact at both ends: t = 0 gives (x0, 0) and
         t = 1 gives (x1, 0). Raises ValueError where x0 and x1 differ in shape.
         """
-        if x0.shape != x1.shape:
-            raise ValueError(f"x0 and x1 must have one shape, got {tuple(x0.shape)} and {tuple(x1.shape)}")
+        _one_shape(x0=x0, x1=x1)
         a, b, c = self.coefficients(expand(t, x0))
         return a * x0 + b * x1, c**2
 
     def q_sample(self, t: Tensor | float, x0: Tensor, x1: Tensor, noise: Tensor | None = None) -> Tensor:
         """Draw x_t ~ q(x_t | x0, x1); noise ~ N(0, I) of x0's shape is drawn if not given."""
+        noise = torch.randn_like(x0) if noise is None else noise
+        _one_shape(x0=x0, noise=noise)
         mean, var = self.q_mean_var(t, x0, x1)
-        return mean + var.sqrt() * (torch.randn_like(x0) if noise is None else noise)
+        return mean + var.sqrt() * noise
 
     def step(self, s: Tensor, t: Tensor, eta: float = 1.0) -> Step:
         """Coefficients of the reverse kernel from t to s < t that keeps every marginal q(x_s | x0, x1).
@@ -132,6 +140,9 @@ class Bridge:
         Between: the added standard deviation is eta times the Markov one. Where x_t has no noise to
         carry (c_t = 0, as at t = 1) all agree. s, t: tensors of one shape, 0 <= s < t <= 1.
         """
+        check_times(s), check_times(t, positive=True)
+        if s.is_cpu and t.is_cpu and not bool((s < t).all()):
+            raise ValueError(f"a step goes down, from t to s < t, got t={t.tolist()} and s={s.tolist()}")
         (a_s, b_s, c_s), (a_t, b_t, c_t) = self.coefficients(s), self.coefficients(t)
         markov = torch.where(b_t > 0, b_s / b_t, a_t * c_s**2 / (a_s * c_t**2))
         std = (c_s**2 - (markov * c_t) ** 2).clamp(min=0).sqrt()
@@ -162,10 +173,13 @@ class Bridge:
 
         Its conditional mean given x_t is -sigma_t grad log Psi_hat(x_t, t).
         """
+        _one_shape(x0=x0, xt=xt)
+        check_times(as_time(t), positive=True)
         return (xt - x0) / self.std(t, x0)
 
     def predict_x0(self, t: Tensor | float, xt: Tensor, eps: Tensor) -> Tensor:
         """Clean estimate x_t - sigma_t eps: the inverse of `target`."""
+        _one_shape(xt=xt, eps=eps)
         return xt - self.std(t, xt) * eps
 
     @property

@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from i2sb_lib.denoiser import Denoiser, ModelConfig
 from i2sb_lib.devices import auto_device
+from i2sb_lib.faults import first_line
 from i2sb_lib.files import atomic_write
 from i2sb_lib.restoration import Pretrained
 
 SHARD_BYTES = 45_000_000
+CARD_BYTES = 10_000_000  # a model.json that is larger is none
 DEFAULT = "celeba64-deblur"
 _PACKAGE = Path(__file__).parent
 SHIPPED = [_PACKAGE / "pretrained", _PACKAGE.parent / "data" / "checkpoints"]  # installed, or a clone
@@ -43,32 +46,83 @@ def save_pretrained(folder: Path, model: Denoiser, record: dict[str, Any]) -> No
     atomic_write(folder / "model.json", lambda p: p.write_text(json.dumps(content, indent=2) + "\n"))
 
 
-def load_pretrained(name: str | Path = DEFAULT, device: str | torch.device | None = None) -> Pretrained:
-    """The model of a checkpoint, in float32 on `device` (a GPU where there is one).
+def _read(file: Path) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
+    """The model's configuration, its shards and the run's record, as model.json has them; else ValueError."""
+    if file.stat().st_size > CARD_BYTES:
+        raise ValueError(f"expected a model.json of at most {CARD_BYTES:,} bytes")
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or not {"model", "shards"} <= content.keys():
+        raise ValueError("expected model and shards in model.json")
+    model, shards, record = content["model"], content["shards"], content.get("record") or {}
+    if not isinstance(model, dict) or not isinstance(record, dict) or not isinstance(shards, list):
+        raise ValueError("expected model and record as objects and shards as an array in model.json")
+    names = {n for n in map(str, shards) if re.fullmatch(r"[\w-][\w.-]*\.safetensors", n)}
+    if len(names) < len(shards):
+        raise ValueError(f"expected safetensors files of its own folder, each once, got {shards!s:.80}")
+    return model, shards, record
 
-    name: one that is shipped, the folder of a run or checkpoint, or a hub id.
-    Raises ValueError where there is no such checkpoint or a file of it is missing or damaged.
-    """
-    path = next((p for p in [Path(name), *(s / name for s in SHIPPED)] if (p / "model.json").exists()), None)
-    if path is None and re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) and not Path(name).exists():
-        from huggingface_hub import snapshot_download
 
-        try:
-            path = Path(snapshot_download(str(name)))
-        except Exception as error:  # the hub's client has no common base class for its errors
-            raise ValueError(f"{name}: expected a checkpoint or a reachable hub id: {error}") from None
-    if path is None:
-        known = sorted({p.parent.name for s in SHIPPED for p in s.glob("*/model.json")})
-        raise ValueError(f"expected one of {known} or a folder with model.json, got {str(name)!r}")
+def _weights(files: list[Path], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights in safetensors files, each read once its shape is known to be the one that is wanted."""
+    found = {}
+    for file in files:
+        with safe_open(file, "pt") as shard:
+            for name in shard.keys():  # noqa: SIM118
+                shape = shard.get_slice(name).get_shape()
+                if name not in wanted or list(wanted[name].shape) != shape:
+                    raise ValueError(f"{file.name}: weights {name} of shape {shape} are not this model's")
+                found[name] = shard.get_tensor(name).float()
+                if not found[name].isfinite().all():
+                    raise ValueError(f"{file.name}: weights {name} are not all numbers")
+    if missing := wanted.keys() - found.keys():
+        raise ValueError(f"{len(missing)} weights are missing, {min(missing)} among them")
+    return found
+
+
+def _download(name: str) -> Path:
+    """The folder into which the hub's client puts model.json and the shards that it names, no more."""
+    from huggingface_hub import hf_hub_download
+
     try:
-        content = json.loads((path / "model.json").read_text())
-        weights = {k: v for shard in content["shards"] for k, v in load_file(path / shard).items()}
-        content["model"]["moments"] = tuple(content["model"]["moments"])
-        denoiser = Denoiser(ModelConfig(**content["model"]))
-        denoiser.load_state_dict({k: v.float() for k, v in weights.items()})
-        record = content["record"]
+        file = Path(hf_hub_download(name, "model.json"))
+        for shard in _read(file)[1]:  # of the same commit, whose folder this is
+            hf_hub_download(name, shard, revision=file.parent.name)
+    except Exception as error:  # the client has no common base class for its errors
+        told = f"expected a shipped model, a folder or a hub id with model.json, got: {first_line(error)}"
+        raise ValueError(f"{name}: {told}") from error
+    return file.parent
+
+
+def _find(name: str) -> Path:
+    """The folder of a checkpoint: here, among those that are shipped, or from the hub; ValueError if none."""
+    here = Path(name).expanduser()
+    for folder in (here, *(s / name for s in SHIPPED)):
+        if (folder / "model.json").is_file():
+            return folder
+    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) and not here.parent.exists():
+        return _download(name)
+    known = sorted({p.parent.name for s in SHIPPED for p in s.glob("*/model.json")})
+    got = f"a folder without one, {name!r}" if here.is_dir() else repr(name)
+    raise ValueError(f"expected one of {known}, a folder with model.json or a hub id, got {got}")
+
+
+def load_pretrained(name: str | Path = DEFAULT, device: str | torch.device | None = None) -> Pretrained:
+    """The model of a checkpoint, in float32 on `device` (a GPU, CUDA or Apple's, where there is one).
+
+    name: one that is shipped, the folder of a run or checkpoint, or a hub id, of which model.json and its
+    shards are downloaded. What begins with ".", "/" or "~" or lies in a folder that exists is a folder.
+    Nothing but JSON and safetensors is read, from that folder alone. Raises ValueError where there is
+    no such checkpoint or a file of it is missing or damaged.
+    """
+    path = _find(str(name))
+    try:
+        model, shards, record = _read(path / "model.json")
+        config = ModelConfig(**model)
+        moments: Any = tuple(config.moments)  # JSON has lists
+        denoiser = Denoiser(dataclasses.replace(config, moments=moments))
+        denoiser.load_state_dict(_weights([path / n for n in shards], denoiser.state_dict()))
     except Exception as error:
-        raise ValueError(f"{path}: expected a complete checkpoint, got: {error}") from error
+        raise ValueError(f"{path}: expected a complete checkpoint, got: {first_line(error)}") from error
     device = torch.device(device) if device else auto_device()
     denoiser = denoiser.to(device, memory_format=torch.channels_last).requires_grad_(False).eval()  # type: ignore[call-overload]
     return Pretrained(denoiser, record, path)

@@ -2,101 +2,22 @@ r"""Degradations x0 -> x1 of images: batched, on any device, differentiable wher
 
 Every operator maps float images (B, 3, H, W) in [-1, 1] to the same shape and, but for noise, the same
 range; what is random in one draws from the generator it is given. Blur and shrinking act on rows and
-columns apart, so they are two matrices, H(X) = A_h X A_w^T, and their adjoint and inverse are exact.
+columns apart, so they are two matrices, H(X) = A_h X A_w^T, and their adjoint and inverse are exact
+(`operators`).
 """
 
 import dataclasses
 import io
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from i2sb_lib.images import check_images, quantise, to_float, to_tensor, to_uint8
-
-LIMITS: dict[str, tuple[float, float]] = {
-    "kernel_size": (1, 255), "sigma": (1e-2, 1e3), "factor": (1, 1024), "fraction": (0, 1), "std": (0, 10),
-    "strokes": (1, 100), "corners": (1, 100), "width": (0, 1), "quality": (1, 100),
-}  # fmt: skip
-
-
-class Degradation:
-    """An operator H. Call it as H(x, generator=None); `linear` says whether `adjoint` exists.
-
-    Raises ValueError for an option outside LIMITS.
-    """
-
-    linear: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        for name in vars(self).keys() & LIMITS:
-            (low, high), value = LIMITS[name], getattr(self, name)
-            if not low <= value <= high:
-                raise ValueError(f"expected {name} from {low:g} to {high:g}, got {value}")
-
-    def apply(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        """The operator itself, on checked input."""
-        raise NotImplementedError
-
-    def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Degrade a batch; ValueError unless x is float (B, 3, H, W) in [-1, 1]."""
-        return self.apply(check_images(x, "degradation"), generator)
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        """H^T y, for y (B, 3, H, W) of any range; TypeError where H is not linear."""
-        raise TypeError(f"{self} is not linear and has no adjoint")
-
-
-class Separable(Degradation):
-    """A linear operator that treats each row, then each column: H(X) = A_h X A_w^T."""
-
-    linear = True
-
-    def matrix(self, n: int) -> Tensor:
-        """The operator on one side of n pixels, (n, n) float64, rows summing to one."""
-        raise NotImplementedError
-
-    def _sides(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        h, w = (_on_device(self, n, x.device, x.dtype) for n in x.shape[-2:])
-        return h, w
-
-    def apply(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        a_h, a_w = self._sides(x)
-        return a_h @ x @ a_w.T
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        a_h, a_w = self._sides(y)
-        return a_h.T @ y @ a_w
-
-    def inverse(self, y: Tensor, lam: float = 0.0) -> Tensor:
-        """Tikhonov's argmin_x |Hx - y|^2 + lam |x|^2, in float64 by the SVD A = U S V^T of each side.
-
-        The singular values of H are the products s_ij = s_i s_j and each component of y is
-        multiplied by s_ij / (s_ij^2 + lam). lam = 0 is the exact inverse where H has one. ValueError
-        unless lam is finite and not negative.
-        """
-        if not 0 <= lam < float("inf"):
-            raise ValueError(f"expected a finite weight of at least 0, got {lam}")
-        (u_h, s_h, v_h), (u_w, s_w, v_w) = (_svd(self, n, y.device) for n in y.shape[-2:])
-        s = s_h[:, None] * s_w
-        return (v_h.T @ (u_h.T @ y.double() @ u_w * (s / (s**2 + lam))) @ v_w).to(y.dtype)
-
-
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)
-def _on_device(op: Separable, n: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    return op.matrix(n).to(device, dtype)
-
-
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)
-def _svd(op: Separable, n: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    u, s, v = torch.linalg.svd(op.matrix(n))
-    return u.to(device), s.to(device), v.to(device)
+from i2sb_lib.images import quantise, to_float, to_tensor, to_uint8
+from i2sb_lib.operators import Degradation, Separable
 
 
 def _filter_matrix(kernel: Tensor, n: int) -> Tensor:
@@ -105,7 +26,7 @@ def _filter_matrix(kernel: Tensor, n: int) -> Tensor:
     if len(kernel) % 2 == 0 or half >= n:
         raise ValueError(f"expected an odd kernel narrower than 2 * {n}, got {len(kernel)} taps")
     impulses = F.pad(torch.eye(n, dtype=kernel.dtype)[None], (half, half), mode="reflect")[0]
-    return (impulses.unfold(1, len(kernel), 1) @ kernel).T
+    return sum(tap * impulses[:, i : i + n] for i, tap in enumerate(kernel)).T  # type: ignore[union-attr]
 
 
 @dataclass(frozen=True)
@@ -184,7 +105,11 @@ class FreeformMask(Degradation):
         """(B, 1, H, W), true where a stroke covers the pixel: its distance to a segment <= width."""
         (b, _, h, w), like = x.shape, dict[str, Any](device=x.device, dtype=x.dtype)
         # start anywhere, then random steps of at most 0.4 of the image
-        walk = torch.rand(b, self.strokes, self.corners + 1, 2, generator=generator, **like)
+        shape, place = (
+            (b, self.strokes, self.corners + 1, 2),
+            x.device if generator is None else generator.device,
+        )
+        walk = torch.rand(shape, generator=generator, device=place, dtype=x.dtype).to(x.device)
         walk = torch.cat([walk[:, :, :1], 0.8 * (walk[:, :, 1:] - 0.5)], dim=2).cumsum(2)
         p, d = walk[:, :, :-1].reshape(b, -1, 1, 2), walk.diff(dim=2).reshape(b, -1, 1, 2)
         ys, xs = ((torch.arange(n, **like) + 0.5) / n for n in (h, w))
@@ -221,8 +146,9 @@ class Noise(Degradation):
     std: float = 0.05
 
     def apply(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-        return x + 2 * self.std * noise
+        place = x.device if generator is None else generator.device
+        noise = torch.randn(x.shape, generator=generator, device=place, dtype=x.dtype)
+        return x + 2 * self.std * noise.to(x.device)
 
 
 @dataclass(frozen=True)

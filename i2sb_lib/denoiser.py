@@ -9,6 +9,7 @@ x1 alone: x1 itself when blind, a Tikhonov inverse of the known blur when operat
     precond   each pixel's best affine guess, which F corrects       [after Karras et al. 2022]
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from i2sb_lib.bridge import Bridge, expand
 from i2sb_lib.degradations import Separable, create_degradation
+from i2sb_lib.devices import to_float64
 from i2sb_lib.networks import create_network
 from i2sb_lib.schedule import Schedule
 
@@ -76,16 +78,23 @@ class Denoiser(nn.Module):
         if diffusion and not (config.cond_x1 and config.prediction != "eps"):
             raise ValueError("a diffusion needs cond_x1 and prediction precond or x0 (eps is the bridge's)")
         m00, m11, m01 = config.moments
-        if not (m00 > 0 and m11 > 0 and m01**2 < m00 * m11):
+        if not (0 < m00 < math.inf and 0 < m11 < math.inf and m01**2 < m00 * m11):
             raise ValueError(f"expected moments of two unequal images, got {config.moments}")
         self.config = config
-        schedule = Schedule.symmetric(config.beta_max, config.beta_min)
+        schedule = Schedule.symmetric(beta_max=config.beta_max, beta_min=config.beta_min)
         self.bridge = Bridge.diffusion() if diffusion else Bridge(schedule)
         self.operator = create_degradation(config.degradation, **config.degradation_options)
+        if not 0 <= config.tikhonov < math.inf:
+            raise ValueError(f"expected a finite tikhonov of at least 0, got {config.tikhonov}")
         if config.tikhonov and not (config.cond_x1 and isinstance(self.operator, Separable)):
             raise ValueError(f"tikhonov needs cond_x1 and a separable blur, got {self.operator}")
-        planes = 3 * (1 + config.cond_x1 + bool(config.tikhonov))
+        planes = 3 * (1 + bool(config.cond_x1) + bool(config.tikhonov))
         self.net = create_network(config.network, planes, config.dropout)
+
+    def __repr__(self) -> str:  # the layers are those of `net`
+        c, count = self.config, sum(p.numel() for p in self.parameters())
+        told = f"told {self.operator}" if c.tikhonov else "blind" if c.cond_x1 else "not shown x1"
+        return f"Denoiser({c.process}, {told}, {c.network} of {count:,} weights)"
 
     def guess(self, x1: Tensor) -> Tensor:
         """g: x1 itself, or the Tikhonov inverse of the operator that the model assumes."""
@@ -103,9 +112,9 @@ class Denoiser(nn.Module):
         """
         if not isinstance(self.operator, Separable):
             raise ValueError(f"consistency needs a separable blur, got {self.operator}")
-        with torch.autocast(x0_hat.device.type, enabled=False):  # the residual is finer than bfloat16
-            residual = x1.double() - self.operator.apply(x0_hat.double())
-            return x0_hat + self.operator.inverse(residual, lam).to(x0_hat.dtype)
+        # the residual is finer than bfloat16; autocast leaves float64 alone
+        residual = to_float64(x1) - self.operator.apply(to_float64(x0_hat))
+        return x0_hat + self.operator.inverse(residual, lam).to(x0_hat)
 
     def scalings(self, t: Tensor) -> Scalings:
         """The factors at times t, any shape.

@@ -1,30 +1,37 @@
 """The model that restores: a denoiser, walked from a degraded picture to a clean estimate."""
 
+import contextlib
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from i2sb_lib.denoiser import Denoiser
 from i2sb_lib.devices import auto_precision
-from i2sb_lib.images import check_images
-from i2sb_lib.samplers import Sampler, sample
+from i2sb_lib.faults import is_out_of_memory
+from i2sb_lib.images import check_images, quantise
+from i2sb_lib.progress import progress as progress_bar
+from i2sb_lib.samplers import Sampler, generators, sample
+from i2sb_lib.tiles import WINDOW, Windows
 
 
 def _mirror(x: Tensor, height: int, width: int) -> Tensor:
     """Continue x (B, C, H, W) below and to the right by reflection, as often as needed, or cut it."""
     for dim, size in ((-2, height), (-1, width)):
         n = x.shape[dim]
+        if n == size:
+            continue
         period = max(1, 2 * (n - 1))
         i = torch.arange(size, device=x.device) % period
         x = x.index_select(dim, torch.minimum(i, period - i) if n > 1 else i)
     return x
 
 
-@dataclass
+@dataclass(repr=False)
 class Pretrained:
     """A denoiser ready to restore: what `load_pretrained` returns. record: the run's own account."""
 
@@ -32,13 +39,17 @@ class Pretrained:
     record: dict[str, Any]
     folder: Path
 
+    def __repr__(self) -> str:
+        device = next(self.denoiser.parameters()).device
+        return f"Pretrained({self.folder.name}: {self.denoiser} on {device})"
+
     @torch.no_grad()
     def restore(
         self,
         x1: Tensor,
         nfe: int = 10,
         sampler: Sampler = "sde",
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         *,
         power: float = 1.0,
         consistency: float = 0.0,
@@ -48,15 +59,20 @@ class Pretrained:
         """Clean estimates x0_hat (B, 3, H, W) in [-1, 1] of degraded images x1 of that form.
 
         nfe: network calls. sampler: see `samplers.sample`; "sde" for the sharpest, one step or
-        "ode" for the smallest error. seed: of the sampler's noise, which must not repeat noise in x1:
-        take another seed than made that. power: of the time grid, see `Schedule.grid`. consistency:
-        weight lam of `Denoiser.consistent`, applied after each call; 0: not at all. batch_size: images at a
-        time; 16 on a CPU, whose cache holds them, and 64 elsewhere unless given; each batch draws its own
-        noise. Sides that the network cannot take are continued by reflection, 16 pixels at least, and
-        cut back. The work is done on the model's device, in bfloat16 where it has that, and the result
-        is on x1's. Raises ValueError for other input.
+        "ode" for the smallest error. seed: of the sampler's noise, a whole number or one for each image; an
+        image's noise is that of its seed and position, alone or in any batch, on any device. power: of
+        the time grid, see `Schedule.grid`. consistency: weight lam of `Denoiser.consistent`, applied
+        after each call; 0: not at all. batch_size: images at a time; unless given as many as have the
+        pixels of 16 of 64 x 64 on a CPU, whose cache holds them, and of 64 elsewhere. progress: show
+        how far the work is. Sides that the network cannot take are continued by reflection, 16 pixels
+        at least, and cut back. Above 512 pixels the network sees overlapping windows, whose estimates are
+        blended at each step. The work is done on the model's device, in bfloat16 where it has that, and
+        the result is on x1's. Raises ValueError for other input, and MemoryError.
         """
         check_images(x1, "restore")
+        if float(x1.min()) >= 0 and float(x1.max()) > 0 and not torch.allclose(x1, quantise(x1).to(x1)):
+            said = "restore: no value is below 0: images in [0, 1] are to be given as 2 * x1 - 1, in [-1, 1]"
+            warnings.warn(said, stacklevel=3)  # no_grad is a frame of its own
         if not 0 <= consistency < float("inf"):
             raise ValueError(f"expected a finite consistency of at least 0, got {consistency}")
         if batch_size is not None and batch_size < 1:
@@ -67,38 +83,46 @@ class Pretrained:
         stride: int = self.denoiser.net.stride  # type: ignore[assignment]
         native = x1.shape[-2:]
         # where a side does not fit, go on by reflection: so far that the network's border does not matter
-        padded = [n if n % stride == 0 else n + 16 + -(n + 16) % stride for n in native]
+        padded = [n if n % stride == 0 or n > WINDOW else n + 16 + -(n + 16) % stride for n in native]
         # and, for the guess, on to the next mirror, where the blur's own border is that reflection
         whole = [
-            n if n == m or n == 1 else (n - 1) * -(-(m - 1) // (n - 1)) + 1
+            m if m == n or n == 1 else (n - 1) * -(-(m - 1) // (n - 1)) + 1
             for n, m in zip(native, padded, strict=True)
         ]
-        generator = torch.Generator(device).manual_seed(seed)
+        windows, each = Windows(*padded), generators(seed, len(x1))
+        size = batch_size or max(1, (16 if device.type == "cpu" else 64) * 64**2 // (padded[0] * padded[1]))
         times = self.denoiser.bridge.schedule.grid(nfe, power)
         kind = auto_precision(device)
         dtype = torch.float16 if kind == "fp16" else torch.bfloat16
+        autocast = torch.autocast(device.type, dtype) if kind != "no" else contextlib.nullcontext()
+        calls = nfe * len(windows) * -(-len(x1) // size)
 
-        def denoise(xt: Tensor, t: Tensor, y: Tensor, x1: Tensor, g: Tensor) -> Tensor:
-            x0_hat = self.denoiser(xt, t, y, g)
-            if not consistency:
-                return x0_hat
-            return _mirror(self.denoiser.consistent(_mirror(x0_hat, *native), x1, consistency), *padded)
+        def restored(part: Tensor, drawn: list[torch.Generator]) -> Tensor:
+            y, g = _mirror(part, *padded), _mirror(self.denoiser.guess(_mirror(part, *whole)), *padded)
 
-        out = []
-        size = batch_size or (16 if device.type == "cpu" else 64)
-        for part in tqdm(x1.float().split(size), unit="batch", disable=None if progress else True):
-            part = part.to(device)
-            y = _mirror(part, *padded)
-            g = _mirror(self.denoiser.guess(_mirror(part, *whole)), *padded)
-            with torch.autocast(device.type, dtype, enabled=kind != "no"):
-                samples = sample(
-                    lambda xt, t, seen=(y, part, g): denoise(xt, t, *seen),  # type: ignore[misc]
-                    self.denoiser.bridge,
-                    y,
-                    nfe,
-                    sampler,
-                    times=times,
-                    generator=generator,
-                )
-            out.append(_mirror(samples.x, *native).clamp(-1, 1).to(x1.device))
-        return torch.cat(out)
+            def denoise(xt: Tensor, t: Tensor) -> Tensor:
+                def call(*seen: Tensor) -> Tensor:
+                    bar.update()
+                    return self.denoiser(seen[0], t, *seen[1:])
+
+                x0_hat = windows(call, xt, y, g)
+                if not consistency:
+                    return x0_hat
+                return _mirror(self.denoiser.consistent(_mirror(x0_hat, *native), part, consistency), *padded)
+
+            walk = sample(denoise, self.denoiser.bridge, y, nfe, sampler, times=times, generator=drawn)
+            return _mirror(walk.x, *native).clamp(-1, 1)
+
+        out = torch.empty(x1.shape, device=x1.device)
+        try:
+            with autocast, progress_bar(total=calls, desc="restoring", unit="calls", show=progress) as bar:
+                for i in range(0, len(x1), size):
+                    part = x1[i : i + size].float().to(device)
+                    out[i : i + size] = restored(part, each[i : i + size])
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            shape = f"{min(size, len(x1))} of {native[0]} x {native[1]}"
+            advice = "a smaller batch_size" if size > 1 else "smaller images or a device with more memory"
+            raise MemoryError(f"{shape} pixels at a time are too many for {device}: take {advice}") from None
+        return out

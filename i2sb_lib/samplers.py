@@ -3,9 +3,11 @@ r"""Generation: Algorithm 2 of [Liu 2023] and its faster kin, given a denoiser.
 The contract is one line: `denoise(xt, t) -> x0_hat` with xt (B, *D) and t (B,) in (0, 1].
 """
 
-from collections.abc import Callable, Iterable
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from operator import index
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -31,6 +33,10 @@ class Samples:
     trajectory: list[Tensor] = field(default_factory=list)
     predictions: list[Tensor] = field(default_factory=list)
 
+    def __repr__(self) -> str:
+        kept = f", {len(self.trajectory)} states kept" if self.trajectory else ""
+        return f"Samples(x of shape {tuple(self.x.shape)}, nfe={self.nfe}{kept})"
+
 
 def check_grid(times: Tensor) -> Tensor:
     """Return `times` as float64 on the CPU; ValueError unless it falls strictly from 1 to 0."""
@@ -42,6 +48,26 @@ def check_grid(times: Tensor) -> Tensor:
     return times
 
 
+def generators(seed: int | Sequence[int], count: int) -> list[torch.Generator]:
+    """CPU generators for `count` images, each its own: from (seed, position), or from one seed for each.
+
+    Seed k at position 0 is k in a list: an image alone and in a batch, on any device, has the same noise.
+    32 bits of a hash of (seed, position) start each, all that a CPU generator keeps. ValueError for
+    anything but a whole number or `count` of them.
+    """
+    try:
+        keys = [(index(seed), i) for i in range(count)]  # type: ignore[arg-type]
+    except TypeError:
+        try:
+            keys = [(index(k), 0) for k in seed]  # type: ignore[union-attr]
+        except TypeError:
+            raise ValueError(f"expected a whole number as seed or one for each image, got {seed!r}") from None
+    if len(keys) != count:
+        raise ValueError(f"expected {count} seeds, one for each image, got {len(keys)}")
+    starts = (hashlib.sha256(f"{k} {i}".encode()).digest()[:4] for k, i in keys)
+    return [torch.Generator().manual_seed(int.from_bytes(start, "big")) for start in starts]
+
+
 @torch.no_grad()
 def sample(
     denoise: Denoise,
@@ -51,7 +77,7 @@ def sample(
     sampler: Sampler = "sde",
     *,
     times: Tensor | None = None,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
     keep: bool = False,
     progress: Callable[[Iterable[int]], Iterable[int]] | None = None,
 ) -> Samples:
@@ -65,8 +91,10 @@ def sample(
 
     The last step has no noise: the result is the last x0_hat. x1: (B, *D), any degraded batch.
     times: a grid of nfe + 1 values from 1 to 0 (overrides nfe); uniform when omitted.
-    generator: on x1's device; draws are in x1's dtype. keep: fill trajectory and predictions.
-    Raises ValueError for an unknown sampler or a grid that does not fall from 1 to 0.
+    generator: one, which draws x1's shape and dtype, or one for each image (see `generators`), which
+    draws float32; the noise is drawn where the generator is, and moved. keep: fill trajectory and
+    predictions. Raises ValueError for an unknown sampler, a grid that does not fall from 1 to 0, as
+    many generators as there are not images, and a denoiser's answer of another shape than x1's.
     """
     if sampler not in get_args(Sampler):
         raise ValueError(f"expected sampler in {get_args(Sampler)}, got {sampler!r}")
@@ -79,8 +107,16 @@ def sample(
     if sampler == "ode":
         std = [0.0] * len(std)
 
+    if isinstance(generator, Sequence) and len(generator) != len(x1):
+        raise ValueError(f"expected {len(x1)} generators, one for each image, got {len(generator)}")
+
     def noise() -> Tensor:
-        return torch.randn(x1.shape, generator=generator, device=x1.device, dtype=x1.dtype)
+        if isinstance(generator, Sequence):
+            how: dict[str, Any] = {"device": generator[0].device, "dtype": torch.float32}
+            drawn = torch.stack([torch.randn(x1.shape[1:], generator=g, **how) for g in generator])
+            return (drawn.pin_memory() if x1.is_cuda else drawn).to(x1, non_blocking=True)  # no wait
+        place = x1.device if generator is None else generator.device
+        return torch.randn(x1.shape, generator=generator, device=place, dtype=x1.dtype).to(x1.device)
 
     xt, out = x1, Samples(x1, 0, times)
     _, mean, start = (float(c) for c in bridge.coefficients(times[:1]))
@@ -92,6 +128,8 @@ def sample(
     for n in progress(steps) if progress else steps:
         t = torch.full((len(x1),), float(times[n]), device=x1.device, dtype=precision)
         x0_hat = denoise(xt, t)
+        if x0_hat.shape != x1.shape:
+            raise ValueError(f"expected x0_hat of shape {tuple(x1.shape)}, got {tuple(x0_hat.shape)}")
         out.nfe += 1
         xt = k0[n] * x0_hat + kt[n] * xt
         if k1[n]:

@@ -10,6 +10,8 @@ so built that var_fwd(0) = var_bwd(1) = 0 and var_fwd(1) = var_bwd(0) = total ho
 
 from __future__ import annotations
 
+import math
+import numbers
 from dataclasses import dataclass
 
 import torch
@@ -35,25 +37,25 @@ class Schedule:
     """A reference process with diffusion beta(t) >= 0 on [0, 1]; build one with a class method.
 
     `beta`, `var_fwd` and `var_bwd` take times in [0, 1], a tensor of any shape or a float, and
-    return the same shape and dtype. `total` is sigma_1^2 = var_fwd(1).
+    return the same shape and dtype; see `check_times`. `total` is sigma_1^2 = var_fwd(1).
     """
 
     total: float
 
     @staticmethod
-    def symmetric(beta_max: float = 0.3, beta_min: float = 0.1) -> Schedule:
+    def symmetric(*, beta_max: float = 0.3, beta_min: float = 0.1) -> Schedule:
         """Symmetric quadratic: sqrt(beta) linear in min(t, 1 - t), from sqrt(beta_min) at the ends.
 
         The limit of the published table at n = 1000: total standard deviation 0.376. Its slope is
         sqrt(beta_max) - sqrt(beta_min) per unit of t, as in the table, of whose ramp only the half
         is used: beta_max is the value that it would reach at t = 1.
         """
-        return SymmetricSchedule(beta_min, beta_max)
+        return SymmetricSchedule(beta_min=beta_min, beta_max=beta_max)
 
     @staticmethod
     def constant(beta: float = 1.0) -> Schedule:
         """beta(t) = beta: the bridge is a Brownian bridge with variance beta t (1 - t)."""
-        return SymmetricSchedule(beta, beta)
+        return SymmetricSchedule(beta_min=beta, beta_max=beta)
 
     @staticmethod
     def from_betas(betas: Tensor) -> Schedule:
@@ -74,17 +76,29 @@ class Schedule:
 
     def grid(self, n: int, power: float = 1.0) -> Tensor:
         """n + 1 times (1 - k/n)^power from 1 down to 0, float64: uniform, or denser at the clean end."""
-        if n < 1 or power <= 0:
-            raise ValueError(f"a grid needs at least one step and power > 0, got n={n}, power={power}")
+        if not (isinstance(n, numbers.Integral) and n >= 1 and 0 < power < math.inf):
+            raise ValueError(
+                f"a grid needs a whole number of steps, at least one, and power > 0, got n={n}, power={power}"
+            )
         return torch.linspace(1, 0, n + 1, dtype=torch.float64) ** power
 
 
-def _as_time(t: Tensor | float) -> Tensor:
+def check_times(t: Tensor, positive: bool = False) -> Tensor:
+    """Return t; ValueError unless in [0, 1], or (0, 1]. A GPU's times pass: to look would be to wait."""
+    if t.is_cpu and t.numel() and not torch.compiler.is_compiling():
+        low, high = (float(v) for v in t.detach().aminmax())
+        if not 0 <= low <= high <= 1 or (positive and low == 0):
+            raise ValueError(f"expected times in {'(' if positive else '['}0, 1], got {low:g} to {high:g}")
+    return t
+
+
+def as_time(t: Tensor | float) -> Tensor:
+    """A time or times as a floating-point tensor, checked; float64 unless it has a floating type."""
     t = t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
-    return t if t.is_floating_point() else t.double()
+    return check_times(t if t.is_floating_point() else t.cpu().double())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SymmetricSchedule(Schedule):
     """sqrt(beta) linear from sqrt(beta_min) at t = 0 towards sqrt(beta_max), mirrored at t = 1/2."""
 
@@ -92,8 +106,8 @@ class SymmetricSchedule(Schedule):
     beta_max: float
 
     def __post_init__(self) -> None:
-        if not (self.beta_min >= 0 and self.beta_max >= 0 and self.beta_min + self.beta_max > 0):
-            raise ValueError(f"expected beta_min and beta_max >= 0 and not both 0, got {self}")
+        if not (self.beta_min >= 0 and self.beta_max >= 0 and 0 < self.beta_min + self.beta_max < math.inf):
+            raise ValueError(f"expected finite beta_min and beta_max >= 0, not both 0, got {self}")
 
     @property
     def total(self) -> float:  # type: ignore[override]
@@ -109,15 +123,15 @@ class SymmetricSchedule(Schedule):
         return u * (a * a + a * r + r * r) / 3
 
     def beta(self, t: Tensor | float) -> Tensor:
-        t = _as_time(t)
+        t = as_time(t)
         return self._root(torch.minimum(t, 1 - t)) ** 2
 
     def var_fwd(self, t: Tensor | float) -> Tensor:
-        t = _as_time(t)
+        t = as_time(t)
         return torch.where(t <= 0.5, self._half(t), self.total - self._half(1 - t))
 
     def var_bwd(self, t: Tensor | float) -> Tensor:
-        return self.var_fwd(1 - _as_time(t))
+        return self.var_fwd(1 - as_time(t))
 
 
 class TableSchedule(Schedule):
@@ -125,9 +139,9 @@ class TableSchedule(Schedule):
 
     def __init__(self, betas: Tensor) -> None:
         betas = torch.as_tensor(betas, dtype=torch.float64).cpu()
-        if betas.ndim != 1 or not bool((betas >= 0).all() and betas.sum() > 0):
+        if betas.ndim != 1 or not bool((betas >= 0).all() and 0 < betas.sum() < math.inf):
             raise ValueError(
-                "expected a 1-D table of non-negative betas with a positive sum, "
+                "expected a 1-D table of non-negative betas with a finite positive sum, "
                 f"got shape {tuple(betas.shape)}"
             )
         self.betas, zero = betas, betas.new_zeros(1)
@@ -138,7 +152,7 @@ class TableSchedule(Schedule):
         self.total = float(self._fwd[-1])
 
     def _locate(self, t: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
-        t, n = _as_time(t), len(self.betas)
+        t, n = as_time(t), len(self.betas)
         k = (t * n).long().clamp(0, n - 1)
         return t, k, t * n - k
 

@@ -221,7 +221,7 @@ def test_step_is_that_of_a_diffusion_once_x1_is_taken_away(name, s, t, eta):
     low, high = float(bridge.noise_level(s)), float(bridge.noise_level(t))
     added = 0.0 if name == "noisy-indi" else eta * low * math.sqrt(1 - (low / high) ** 2)
     ratio = math.sqrt(low**2 - added**2) / high
-    close([kt * a_t / a_s, k0 / a_s, std / a_s], [ratio, 1 - ratio, added], atol=1e-10)
+    close([kt * a_t / a_s, k0 / a_s, (std / a_s) ** 2], [ratio, 1 - ratio, added**2], atol=1e-10)
     close(k1 + kt * b_t, b_s)
 
 
@@ -276,3 +276,35 @@ def test_errors():
         bridge.q_sample(torch.rand(3), x, x)
     with pytest.raises(ValueError, match=r"got \(4, 1\)"):
         expand(torch.rand(4, 1), x)
+    for call in (bridge.target, bridge.predict_x0):
+        with pytest.raises(ValueError, match=r"one shape, got \(4, 3, 2, 2\) and \(4, 1, 2, 2\)"):
+            call(0.5, x, x[:, :1])
+    with pytest.raises(ValueError, match=r"x0 and noise must have one shape"):
+        bridge.q_sample(0.5, x, x, x[:1])
+
+
+@every_bridge
+@pytest.mark.parametrize("t", [-0.1, 1.5, float("nan")])
+def test_times_outside_0_to_1_are_refused(bridge, t):
+    x, s = torch.zeros(2, 3), torch.tensor(0.2)
+    for time in (t, torch.tensor(t), torch.tensor([0.5, t])):
+        for call in (bridge.q_sample, bridge.q_mean_var, bridge.target, bridge.predict_x0):
+            with pytest.raises(ValueError, match=r"expected times in [\[(]0, 1\], got "):
+                call(time, x, x)
+        with pytest.raises(ValueError, match="expected times in"):
+            bridge.p_mean_var(0.0, time, x, x)
+    with pytest.raises(ValueError, match="expected times in"):
+        bridge.step(s, torch.tensor(t))
+
+
+@every_bridge
+def test_a_target_needs_noise_and_a_step_goes_down(bridge):
+    x = torch.zeros(2, 3)
+    with pytest.raises(ValueError, match=r"times in \(0, 1\], got 0 to 0\.5"):
+        bridge.target(torch.tensor([0.5, 0.0]), x, x)
+    assert torch.equal(bridge.predict_x0(0.0, x, x), x)  # where a prediction is x_t itself
+    for s, t in ((0.8, 0.3), (0.3, 0.3)):
+        with pytest.raises(ValueError, match=r"goes down, from t to s < t, got t=0\.3.* and s=0\.[38]"):
+            bridge.step(torch.tensor(s), torch.tensor(t))
+        with pytest.raises(ValueError, match="goes down"):
+            bridge.p_mean_var(s, t, x, x)

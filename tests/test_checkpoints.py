@@ -1,21 +1,23 @@
-"""What is saved is what is loaded, and what is loaded restores images of any size."""
+"""What is saved is what is loaded; nothing else is, whatever a checkpoint says."""
 
 import json
+import os
+import pickle
+import random
 import shutil
+import time
+from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from i2sb_lib import checkpoints, restoration
+from i2sb_lib import checkpoints
 from i2sb_lib.checkpoints import SHIPPED, load_pretrained, save_pretrained
-from i2sb_lib.data import load_images
-from i2sb_lib.degradations import create_degradation
 from i2sb_lib.denoiser import Denoiser, ModelConfig
-from i2sb_lib.files import atomic_write
-from i2sb_lib.images import psnr, to_float
+from i2sb_lib.images import psnr
 from i2sb_lib.restoration import Pretrained
-from i2sb_lib.samplers import sample
 
 NAMES = sorted({f.parent.name for s in SHIPPED for f in s.glob("*/model.json")})
 
@@ -41,11 +43,6 @@ def model(folder) -> Pretrained:
     return load_pretrained(folder, "cpu")
 
 
-@pytest.fixture
-def x1():
-    return torch.rand(3, 3, 16, 16) * 2 - 1
-
-
 def test_a_round_trip_keeps_config_record_and_float16_weights(denoiser, model):
     assert (model.denoiser.config, model.record) == (denoiser.config, {"step": 7})
     assert not model.denoiser.training
@@ -53,8 +50,8 @@ def test_a_round_trip_keeps_config_record_and_float16_weights(denoiser, model):
         assert torch.equal(model.denoiser.state_dict()[name], weight.half().float())
 
 
-def test_float16_weights_restore_as_float32_ones_do(denoiser, model, x1):
-    exact = Pretrained(denoiser, {}, model.folder)
+def test_float16_weights_restore_as_float32_ones_do(denoiser, model):
+    x1, exact = torch.rand(3, 3, 16, 16) * 2 - 1, Pretrained(denoiser, {}, model.folder)
     for sampler in ("sde", "ode"):
         a, b = (m.restore(x1, 5, sampler) for m in (exact, model))
         assert not torch.equal(a, b)
@@ -73,39 +70,234 @@ def test_shards_are_no_larger_than_the_limit_and_join_again(denoiser, tmp_path, 
 
 def _rewrite(folder, **changes):
     content = json.loads((folder / "model.json").read_text())
+    if isinstance(changes.get("model"), dict):  # some of its fields
+        changes["model"] = content["model"] | changes["model"]
     (folder / "model.json").write_text(json.dumps({**content, **changes}))
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda f: (f / "model-1-of-1.safetensors").unlink(),
-        lambda f: (f / "model-1-of-1.safetensors").write_bytes(b"half"),
-        lambda f: (f / "model.json").write_text("{"),
-        lambda f: _rewrite(f, shards=[]),
-        lambda f: _rewrite(f, model={"network": "unet-huge", "moments": [1, 1, 0.5]}),
-    ],
-    ids=["missing shard", "damaged shard", "damaged json", "missing weights", "unknown network"],
-)
+def _weights(folder, change):
+    """Rewrite the shard with `change` made to its tensors."""
+    file = folder / "model-1-of-1.safetensors"
+    held = load_file(file)
+    change(held)
+    save_file(held, file)
+
+
+def _first(weights):
+    return next(iter(sorted(weights)))
+
+
+SHARD = "model-1-of-1.safetensors"
+DAMAGES = {
+    "missing shard": (lambda f: (f / SHARD).unlink(), "No such file"),
+    "damaged shard": (lambda f: (f / SHARD).write_bytes(b"half"), "header"),
+    "cut shard": (lambda f: os.truncate(f / SHARD, 30_000), "header|incomplete"),
+    "damaged json": (lambda f: (f / "model.json").write_text("{"), "line 1 column 2"),
+    "binary json": (lambda f: (f / "model.json").write_bytes(b"\xff\xfe\x00"), "utf-8"),
+    "deep json": (lambda f: (f / "model.json").write_text("[" * 100_000), "recursion|depth"),
+    "huge json": (lambda f: (f / "model.json").write_text(" " * 10_000_001), "at most 10,000,000 bytes"),
+    "a list": (lambda f: (f / "model.json").write_text("[]"), "expected model and shards"),
+    "no model": (lambda f: _rewrite(f, model=None), "as objects"),
+    "a record in words": (lambda f: _rewrite(f, record="none"), "as objects"),
+    "no weights": (lambda f: _rewrite(f, shards=[]), r"\d+ weights are missing, \S+ among them"),
+    "unknown network": (lambda f: _rewrite(f, model={"network": "unet-huge"}), "expected a network among"),
+    "unknown field": (lambda f: _rewrite(f, model={"layers": 10**9}), "layers"),
+    "a kernel of any width": (
+        lambda f: _rewrite(f, model={"degradation_options": {"kernel_size": 10**9}}),
+        "255",
+    ),
+    "infinite beta": (lambda f: _rewrite(f, model={"beta_max": float("inf")}), "finite beta_min"),
+    "no moments": (lambda f: _rewrite(f, model={"moments": [1, float("nan"), 0]}), "moments of two"),
+    "another shape": (
+        lambda f: _weights(f, lambda w: w.update({_first(w): torch.zeros(3, 5)})),
+        "not this model's",
+    ),
+    "weights too many": (
+        lambda f: _weights(f, lambda w: w.update(more=torch.zeros(9))),
+        "weights more of shape",
+    ),
+    "a weight too few": (lambda f: _weights(f, lambda w: w.pop(_first(w))), "1 weights are missing"),
+    "not a number": (lambda f: _weights(f, lambda w: w[_first(w)].fill_(float("nan"))), "not all numbers"),
+    "a name twice": (lambda f: _rewrite(f, shards=[SHARD] * 300_000), "each once"),
+    "a name that is none": (lambda f: _rewrite(f, shards=[5]), "of its own folder"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_one_sentence_with_its_path(folder, damage):
-    damage(folder)
-    with pytest.raises(ValueError, match=f"{folder}: expected a complete checkpoint, got: "):
+    change, words = DAMAGES[damage]
+    change(folder)
+    with pytest.raises(
+        ValueError, match=f"{folder}: expected a complete checkpoint, got: .*(?:{words})"
+    ) as caught:
         load_pretrained(folder)
+    assert len(str(caught.value)) < 400
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../a.safetensors", "{}/a.safetensors", "sub/a.safetensors", "a.bin", "sub/../a.bin", "*.safetensors"],
+)
+def test_no_shard_outside_the_folder_and_no_pickle_is_opened(folder, name, monkeypatch):
+    (folder / "sub").mkdir()
+    for place in (folder.parent, folder / "sub"):
+        shutil.copy(folder / SHARD, place / "a.safetensors")
+    shutil.copy(folder / SHARD, folder / "a.bin")
+    _rewrite(folder, shards=[name.format(folder.parent)])
+    monkeypatch.setattr(checkpoints, "safe_open", lambda *args: pytest.fail(f"opened {args}"))
+    with pytest.raises(ValueError, match="safetensors files of its own folder"):
+        load_pretrained(folder)
+
+
+class Bomb:
+    def __reduce__(self):
+        return pytest.fail, ("a pickle was loaded",)
+
+
+def test_a_pickle_under_a_shard_s_name_is_not_loaded(folder):
+    (folder / SHARD).write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(ValueError, match="expected a complete checkpoint"):
+        load_pretrained(folder)
+
+
+def test_shapes_are_known_before_a_weight_takes_memory(folder, monkeypatch):
+    """A shard may state any size: its file is as large as it says (a sparse one costs nothing)."""
+    size = 2**30
+    header = json.dumps(
+        {"net.first.bias": {"dtype": "F16", "shape": [size], "data_offsets": [0, 2 * size]}}
+    ).encode()
+    with open(folder / SHARD, "wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + 2 * size)
+    with pytest.raises(ValueError, match=r"net\.first\.bias of shape \[1073741824\] are not this model's"):
+        load_pretrained(folder)
+
+
+def test_a_flag_that_is_a_number_widens_no_network(folder):
+    _rewrite(folder, model={"cond_x1": 10**9})
+    assert load_pretrained(folder, "cpu").denoiser.net.first.in_channels == 6
+
+
+def test_a_record_may_be_empty_or_absent(folder):
+    for record in ({}, None):
+        _rewrite(folder, record=record)
+        assert load_pretrained(folder, "cpu").record == {}
+    content = json.loads((folder / "model.json").read_text())
+    del content["record"]
+    (folder / "model.json").write_text(json.dumps(content))
+    assert load_pretrained(folder, "cpu").record == {}
+
+
+def test_mutated_checkpoints_load_or_are_refused_in_a_sentence(folder):
+    """100 of them: bytes changed, cut or doubled, in model.json and at the start of the shard."""
+    draw, said, loaded, began = random.Random(0), [], 0, time.process_time()
+    originals = {f: f.read_bytes() for f in (folder / "model.json", folder / SHARD)}
+    for _ in range(100):
+        file = draw.choice(list(originals))
+        data = bytearray(originals[file])
+        at, cut = draw.randrange(min(len(data), 9000)), draw.randrange(1, 40)
+        data[at : at + cut] = draw.choice([draw.randbytes(cut), b"", data[at : at + cut] * 2])
+        file.write_bytes(data)
+        try:
+            load_pretrained(folder, "cpu")
+            loaded += 1
+        except ValueError as error:
+            said.append(str(error))
+        file.write_bytes(originals[file])
+    assert loaded > 0
+    assert len(said) > 50
+    assert not [text for text in said if "\n" in text or not text.startswith(str(folder))]
+    assert time.process_time() - began < 30
+
+
+class Hub:
+    """The hub's client: one repository in a folder, what was asked of it, and where it was put."""
+
+    def __init__(self, source, cache, monkeypatch):
+        self.source, self.cache, self.asked = source, cache / "snapshots" / "1a2b", []
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", self.download)
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", self.refuse)
+
+    def download(self, repo, name, revision="main"):
+        self.asked.append((repo, name, revision))
+        if not (self.source / name).exists():
+            raise FileNotFoundError(f"404 Client Error\n\nno {name} at any url")
+        self.cache.mkdir(parents=True, exist_ok=True)
+        return str(shutil.copy(self.source / name, self.cache / name))
+
+    def refuse(self, *args, **options):
+        pytest.fail("a whole repository was asked for")
+
+
+@pytest.fixture
+def hub(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (folder / "pytorch_model.bin").write_bytes(b"large")
+    return Hub(folder, tmp_path / "cache", monkeypatch)
+
+
+def test_from_the_hub_come_the_card_and_its_shards_of_one_commit(hub, denoiser):
+    model = load_pretrained("someone/model", "cpu")
+    assert model.denoiser.config == denoiser.config
+    assert hub.asked == [("someone/model", "model.json", "main"), ("someone/model", SHARD, "1a2b")]
+    assert model.folder == hub.cache
+    _rewrite(hub.source, shards=["../../other.safetensors"])
+    with pytest.raises(ValueError, match=r"someone/model: .*of its own folder"):
+        load_pretrained("someone/model")
+    assert len(hub.asked) == 3  # the card alone
+    (hub.source / "model.json").unlink()
+    with pytest.raises(
+        ValueError, match=r"someone/model: expected .*hub id with model.json, got: 404 Client"
+    ) as e:
+        load_pretrained("someone/model")
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "./a/b",
+        "/a/b",
+        "~/a/b",
+        "../a/b",
+        "runs/b",
+        "runs/a/checkpoint",
+        "runs",
+        "a/b/c",
+        "celeba46",
+        "-a/b",
+        ".a/b",
+        "a//b",
+    ],
+)
+def test_what_looks_like_a_folder_is_not_asked_of_the_hub(hub, name):
+    Path("runs").mkdir()
+    with pytest.raises(ValueError, match=r"a folder with model\.json or a hub id, got "):
+        load_pretrained(name)
+    assert hub.asked == []
+
+
+def test_offline_a_model_comes_from_the_hub_s_cache_or_the_answer_is_short(folder, tmp_path, monkeypatch):
+    """With the hub's own client, in its own layout: nothing is asked of the network."""
+    cache, commit = tmp_path / "hub" / "models--someone--model", "1a2b" * 10
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text(commit)
+    shutil.copytree(folder, cache / "snapshots" / commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert load_pretrained("someone/model", "cpu").record == {"step": 7}
+    with pytest.raises(ValueError, match=r"^someone/other: expected .*connection"):
+        load_pretrained("someone/other")
 
 
 def test_an_unknown_name_lists_what_there_is(monkeypatch, folder):
     monkeypatch.setattr(checkpoints, "SHIPPED", [folder.parent])
     assert load_pretrained("model", "cpu").folder == folder
-    with pytest.raises(ValueError, match=r"\['model'\] or a folder .*'celeba46'"):
+    with pytest.raises(ValueError, match=r"one of \['model'\], a folder .*, got 'celeba46'"):
         load_pretrained("celeba46")
-    import huggingface_hub
-
-    def fail(name):
-        raise ConnectionError("no route")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    with pytest.raises(ValueError, match=r"someone/model: .*hub id: no route"):
-        load_pretrained("someone/model")
+    with pytest.raises(ValueError, match=r"got a folder without one, '.*'"):
+        load_pretrained(folder.parent)
 
 
 def test_an_installed_package_finds_its_weights(folder, tmp_path, monkeypatch):
@@ -122,93 +314,3 @@ def test_shipped_models_restore_and_have_a_card(name):
     out = model.restore(torch.zeros(1, 3, 16, 16), nfe=1)
     assert out.isfinite().all()
     assert (model.folder / "README.md").stat().st_size > 200
-
-
-@pytest.mark.parametrize("size", [(61, 47), (5, 5), (1, 1), (2, 30), (16, 16)])
-def test_any_size_is_padded_and_cropped_back(model, size):
-    x1 = torch.rand(2, 3, *size) * 2 - 1
-    x0_hat = model.restore(x1, nfe=2)
-    assert x0_hat.shape == x1.shape
-    assert x0_hat.abs().max() <= 1
-    assert x0_hat.isfinite().all()
-
-
-def test_padding_does_not_reach_far_into_the_image(model):
-    """The image goes on by its reflection, and the rest is cut off."""
-    x1 = torch.rand(1, 3, 61, 48) * 2 - 1
-    reflected = torch.nn.functional.pad(x1, (0, 0, 0, 19), mode="reflect")
-    assert torch.allclose(model.restore(x1, 1), model.restore(reflected, 1)[:, :, :61], atol=1e-5)
-
-
-@pytest.mark.skipif(not NAMES, reason="this checkout ships no weights")
-@pytest.mark.parametrize("consistency", [0.0, 1e-3])
-def test_sizes_that_do_not_fit_are_restored_as_well_as_those_that_do(consistency):
-    """The blur has its border at the image's side, not where the padding ends."""
-    model, blur = load_pretrained("celeba64-deblur", "cpu"), create_degradation("blur-gauss", quantise=True)
-    x0, quality = to_float(load_images("embedded", "test", 64, progress=False))[:8], {}
-    for n in (64, 60, 57):
-        x1 = blur(x0[..., :n, :n])
-        quality[n] = psnr(model.restore(x1, 1, consistency=consistency), x0[..., :n, :n]).mean()
-    assert min(quality.values()) > quality[64] - 1
-
-
-def test_seeds_matter_for_the_sde_and_not_for_the_ode(model, x1):
-    torch.manual_seed(1)
-    first = model.restore(x1, 3, "sde", seed=5)
-    torch.manual_seed(2)
-    assert torch.equal(model.restore(x1, 3, "sde", seed=5), first)
-    assert not torch.equal(model.restore(x1, 3, "sde", seed=6), first)
-    assert torch.equal(model.restore(x1, 3, "ode", 5), model.restore(x1, 3, "ode", 6))
-
-
-def test_the_ode_does_not_depend_on_how_a_batch_is_split(model, x1, monkeypatch):
-    monkeypatch.setattr(restoration, "auto_precision", lambda device: "no")
-    whole, parts = (model.restore(x1, 3, "ode", batch_size=n) for n in (64, 1))
-    assert torch.allclose(whole, parts, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("bad", "words"),
-    [
-        (torch.zeros(3, 16, 16), r"\(3, 16, 16\)"),
-        (torch.zeros(1, 1, 16, 16), r"\(1, 1, 16, 16\)"),
-        (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), "uint8"),
-        (torch.full((1, 3, 16, 16), 255.0), r"\[-1, 1\], got \[255, 255\]"),
-        (torch.full((1, 3, 16, 16), float("nan")), "nan"),
-    ],
-)
-def test_other_input_is_refused_with_what_it_was(model, bad, words):
-    with pytest.raises(ValueError, match=words):
-        model.restore(bad)
-    with pytest.raises(ValueError, match="sampler in"):
-        model.restore(torch.zeros(1, 3, 16, 16), sampler="euler")
-
-
-def test_an_interrupted_write_leaves_the_old_file(tmp_path):
-    def interrupted(partial):
-        partial.write_text("half")
-        raise KeyboardInterrupt
-
-    atomic_write(tmp_path / "a.json", lambda p: p.write_text("old"))
-    with pytest.raises(KeyboardInterrupt):
-        atomic_write(tmp_path / "a.json", interrupted)
-    assert [(f.name, f.read_text()) for f in tmp_path.iterdir()] == [("a.json", "old")]
-
-
-def test_the_grid_s_power_reaches_the_sampler(model, x1):
-    generator = torch.Generator().manual_seed(0)
-    times = model.denoiser.bridge.schedule.grid(3, power=2)
-    expected = sample(
-        lambda xt, t: model.denoiser(xt, t, x1), model.denoiser.bridge, x1, times=times, generator=generator
-    )
-    restored = model.restore(x1, nfe=3, power=2)
-    torch.testing.assert_close(restored, expected.x.clamp(-1, 1), rtol=0, atol=0.02)  # bfloat16
-    assert (restored - model.restore(x1, nfe=3)).abs().max() > 0.02
-
-
-def test_consistency_brings_a_restoration_closer_to_what_was_seen(model, x1):
-    blur = model.denoiser.operator
-    seen = blur.apply(x1)
-    gaps = [blur.apply(model.restore(seen, nfe=2, consistency=lam)) - seen for lam in (0, 1e-2, 1e-3)]
-    none, weak, strong = (float(gap.square().mean()) for gap in gaps)
-    assert none > 1.2 * weak > 1.44 * strong

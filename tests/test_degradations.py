@@ -12,7 +12,9 @@ from PIL import Image
 from torchvision.transforms.functional import gaussian_blur
 
 from i2sb_lib import degradations as ops
+from i2sb_lib import operators
 from i2sb_lib.images import to_float, to_uint8
+from i2sb_lib.samplers import generators
 
 F64 = torch.float64
 BLURS = [ops.GaussianBlur(), ops.GaussianBlur(5, 0.7), ops.UniformBlur(3)]
@@ -84,6 +86,78 @@ def test_inverse(op):
         assert residual.abs().max() < 1e-12
         assert found.norm() > 0.1
     assert op.inverse(y.float(), 1e-3).dtype == torch.float32
+
+
+@pytest.mark.parametrize("op", [*BLURS, ops.UniformBlur(5), *SHRINK, ops.GaussianBlur(9, 3.0)], ids=str)
+@pytest.mark.parametrize(("h", "w"), [(32, 24), (12, 60), (33, 17)])
+def test_the_halved_inverse_is_that_of_the_whole_svd(op, h, w):
+    """To 1e-10, down to weights that hardly matter; sides that are odd as well."""
+    if op in SHRINK and h % 4:
+        return
+    y = torch.rand(2, 3, h, w, dtype=F64) * 2 - 1
+    (u, s, v), (p, r, q) = (torch.linalg.svd(op.matrix(n)) for n in (h, w))
+    for lam in (1e-1, 2e-4, 1e-5):
+        gain = (s[:, None] * r) / ((s[:, None] * r) ** 2 + lam)
+        torch.testing.assert_close(op.inverse(y, lam), v.T @ (u.T @ y @ p * gain) @ q, rtol=0, atol=1e-10)
+
+
+class Shift(operators.Separable):
+    """A blur with more to its left than to its right."""
+
+    def matrix(self, n):
+        return torch.eye(n, dtype=F64) * 0.8 + torch.diag(torch.full((n - 1,), 0.2, dtype=F64), -1)
+
+
+def test_an_operator_that_is_not_symmetric_is_inverted_too():
+    x = smooth(20, 16).double()
+    assert not torch.equal(Shift().matrix(5), Shift().matrix(5).flip(0, 1))
+    torch.testing.assert_close(Shift().inverse(Shift()(x)), x, rtol=0, atol=1e-9)
+
+
+def test_a_large_side_costs_half_an_svd(monkeypatch):
+    """Only matrices of half the size are decomposed, and photographs plane by plane."""
+    sizes, svd = [], torch.linalg.svd
+    monkeypatch.setattr(torch.linalg, "svd", lambda a: sizes.append(a.shape[0]) or svd(a))
+    x = torch.rand(1, 3, 91, 70, dtype=F64)
+    op = ops.GaussianBlur(5, 1.1)  # not used elsewhere
+    want = op.inverse(x, 1e-3)
+    assert sizes == [46, 45, 35, 35]
+    monkeypatch.setattr(operators, "PIXELS", 100)
+    torch.testing.assert_close(op.inverse(x, 1e-3), want, rtol=0, atol=1e-12)
+
+
+def test_remembered_matrices_are_bounded_by_their_bytes(monkeypatch):
+    """Sixty sizes of picture, and one that is larger than all that is kept."""
+    monkeypatch.setattr(operators, "KEPT_BYTES", 200_000)
+    op = ops.GaussianBlur(3, 0.9)
+    for n in (*range(20, 80), 150):
+        x = smooth(n, n + 1, 1).double()
+        torch.testing.assert_close(op.inverse(op(x)), x, rtol=0, atol=1e-9)
+        assert 0 < sum(t.nbytes for kept in operators._store.values() for t in kept) <= 200_000 or n == 150
+    op(smooth(20, 20)), op(smooth(20, 20))
+    made = []
+    monkeypatch.setattr(ops.GaussianBlur, "matrix", lambda self, n: made.append(n))
+    op(smooth(20, 20))
+    assert made == []
+
+
+def test_operators_have_one_short_line():
+    full = ops.create_degradation("blur-gauss", noise=0.1, quantise=True)
+    for op in (full, *LINEAR, ops.FreeformMask(), ops.JPEG()):
+        op(smooth(16, 16), torch.Generator())
+        assert len(repr(op)) <= 200
+        assert "\n" not in repr(op)
+
+
+@pytest.mark.parametrize("name", ["noise", "inpaint-freeform", "jpeg"])
+def test_an_image_is_degraded_alone_as_in_any_batch(name):
+    op, x = ops.create_degradation(name, noise=0.1, quantise=True), smooth(16, 16, 4)
+    whole = op(x, generators([4, 5, 6, 4], 4))
+    for i, k in enumerate([4, 5, 6, 4]):
+        assert torch.equal(op(x[i : i + 1], generators(k, 1)), whole[i : i + 1])
+    assert not torch.equal(op(x, generators(4, 4))[1:], whole[1:])
+    with pytest.raises(ValueError, match="expected 4 generators, one for each image, got 3"):
+        op(x, generators(0, 3))
 
 
 def test_jpeg_is_pillow_s_and_worsens_with_quality():

@@ -138,6 +138,9 @@ def test_precond_guess_has_the_posterior_of_x0_given_x_t_x1_and_a_guess():
         ({"prediction": "noise"}, r"prediction in \('precond', 'eps', 'x0'\), got 'noise'"),
         ({"moments": (0.3, 0.3, 0.3)}, r"moments of two unequal images, got \(0\.3"),
         ({"moments": (-1.0, 0.3, 0.1)}, "moments of two unequal images"),
+        ({"moments": (float("inf"), 0.3, 0.1)}, "moments of two unequal images"),
+        ({"tikhonov": -0.1}, r"finite tikhonov of at least 0, got -0\.1"),
+        ({"tikhonov": float("nan")}, "got nan"),
         ({"tikhonov": 0.1, "cond_x1": False}, "tikhonov needs cond_x1 and a separable blur"),
         ({"tikhonov": 0.1, "degradation": "jpeg"}, r"separable blur, got JPEG\(quality=10\)"),
         ({"network": "resnet"}, "expected a network among"),
@@ -168,8 +171,9 @@ def test_consistent_is_the_best_linear_update_with_the_dense_operator():
     gain = h.T @ torch.linalg.inv(h @ h.T + lam * torch.eye(256, dtype=torch.float64))
     dense = (flat_x + gain @ (flat_y - h @ flat_x)).mT.reshape(x.shape)
     with torch.autocast("cpu", torch.bfloat16):
-        ours = model.consistent(x, y, lam)
+        ours, single = model.consistent(x, y, lam), model.consistent(x.float(), y.float(), lam)
     torch.testing.assert_close(ours, dense, rtol=0, atol=1e-10)
+    torch.testing.assert_close(single, dense.float(), rtol=0, atol=1e-5)
     torch.testing.assert_close(model.consistent(x, model.operator.apply(x), lam), x, rtol=0, atol=1e-12)
 
 

@@ -119,7 +119,7 @@ def test_ot_ode_is_the_limit_of_vanishing_noise():
     x1, gap = torch.randn(50, 2, dtype=F64), {}
     ode = sample(bend, BRIDGE, x1, 8, "ode").x
     for v in (1.0, 1e-4, 1e-8):
-        bridge = Bridge(Schedule.symmetric(0.3 * v, 0.1 * v))
+        bridge = Bridge(Schedule.symmetric(beta_max=0.3 * v, beta_min=0.1 * v))
         gap[v] = float((sample(bend, bridge, x1, 8, "sde", generator=seeded()).x - ode).abs().max())
         close(sample(bend, bridge, x1, 8, "ode").x, ode)
     assert gap[1.0] > 0.05
@@ -134,6 +134,29 @@ def test_generator_alone_decides(sampler):
     assert torch.equal(first, same)
     assert not torch.allclose(first, other, atol=1e-3)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("sampler", ["sde", "dbim"])
+@pytest.mark.parametrize("bridge", [BRIDGE, Bridge.diffusion()])
+def test_a_generator_for_each_image_draws_float32_for_it_alone(bridge, sampler):
+    x1 = torch.randn(4, 3, 5, dtype=F64)
+
+    def walk(x1, seeds):
+        each = [seeded(k) for k in seeds]
+        return sample(lambda xt, t: 0.8 * xt.tanh(), bridge, x1, 4, sampler, generator=each).x
+
+    whole = walk(x1, [1, 2, 3, 1])
+    for i, k in enumerate([1, 2, 3, 1]):
+        assert torch.equal(walk(x1[i : i + 1], [k]), whole[i : i + 1])
+    assert torch.equal(walk(x1.flip(0), [1, 3, 2, 1]).flip(0), whole)
+    close(walk(x1.float(), [1, 2, 3, 1]).double(), whole, 1e-5)  # the same noise in any precision
+    assert not torch.allclose(walk(x1, [1, 2, 3, 4])[3], whole[3], atol=1e-3)
+
+
+def test_an_answer_of_another_shape_is_not_broadcast():
+    for wrong in (torch.zeros(3, 1), torch.zeros(1, 2), torch.zeros(())):
+        with pytest.raises(ValueError, match=r"expected x0_hat of shape \(3, 2\), got \("):
+            sample(lambda xt, t, wrong=wrong: wrong, BRIDGE, torch.zeros(3, 2))
 
 
 def test_uneven_grid_is_used_and_overrides_nfe():
@@ -161,7 +184,9 @@ def test_no_graph_is_kept():
     ("options", "message"),
     [
         ({"sampler": "ddim"}, r"sampler in \('sde', 'ode', 'dbim'\), got 'ddim'"),
-        ({"nfe": 0}, "at least one step and power > 0, got n=0"),
+        ({"nfe": 0}, "whole number of steps, at least one, .*got n=0"),
+        ({"nfe": 2.5}, r"got n=2\.5"),
+        ({"generator": [seeded(), seeded()]}, "expected 1 generators, one for each image, got 2"),
         ({"times": torch.tensor([0.9, 0.0])}, r"from 1 down to 0, got \[0.89"),
         ({"times": torch.tensor([1.0, 0.1])}, "from 1 down to 0"),
         ({"times": torch.tensor([1.0])}, "from 1 down to 0"),

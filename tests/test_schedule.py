@@ -131,11 +131,31 @@ def test_shape_and_dtype_follow_the_times(schedule):
         (lambda: Schedule.constant(0), "not both 0"),
         (lambda: Schedule.from_betas(torch.ones(2, 2)), r"1-D table.*got shape \(2, 2\)"),
         (lambda: Schedule.from_betas(torch.tensor([0.1, -0.1, 1])), "non-negative betas"),
-        (lambda: Schedule.from_betas(torch.zeros(3)), "positive sum"),
-        (lambda: Schedule.symmetric().grid(0), "at least one step and power > 0, got n=0"),
+        (lambda: Schedule.from_betas(torch.zeros(3)), "finite positive sum"),
+        (lambda: Schedule.symmetric(beta_max=float("inf")), "finite beta_min and beta_max"),
+        (lambda: Schedule.from_betas(torch.tensor([0.1, float("inf")])), "finite positive sum"),
+        (lambda: Schedule.symmetric().grid(0), "whole number of steps, at least one, .*got n=0"),
+        (lambda: Schedule.symmetric().grid(2.5), r"whole number of steps, .*got n=2\.5"),
+        (lambda: Schedule.symmetric().grid(3, float("nan")), "power > 0, got n=3, power=nan"),
         (lambda: Schedule.symmetric().grid(2, power=0.0), "power > 0, got n=2, power=0.0"),
     ],
 )
 def test_errors(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@every_schedule
+@pytest.mark.parametrize("t", [-0.1, 1.5, -1e-9, 1 + 1e-9, float("nan")])
+def test_times_outside_0_to_1_are_refused(schedule, t):
+    for f in (schedule.beta, schedule.var_fwd, schedule.var_bwd):
+        for times in (t, torch.tensor([0.5, t], dtype=F64)):
+            with pytest.raises(ValueError, match=r"expected times in \[0, 1\], got "):
+                f(times)
+        assert f(torch.empty(0)).shape == (0,)
+
+
+def test_the_two_betas_cannot_be_confused():
+    with pytest.raises(TypeError, match="positional"):
+        Schedule.symmetric(0.1, 0.3)
+    assert Schedule.symmetric(beta_min=0.1, beta_max=0.3) == SCHEDULES["symmetric"]

@@ -1,0 +1,378 @@
+"""Pictures of any size, number and kind are restored, the same alone and in company, on any device."""
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from skimage.data import astronaut
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from i2sb_lib import devices, restoration, tiles
+from i2sb_lib.baselines import Wiener, richardson_lucy
+from i2sb_lib.checkpoints import SHIPPED, load_pretrained, save_pretrained
+from i2sb_lib.data import load_images
+from i2sb_lib.degradations import Noise, create_degradation
+from i2sb_lib.denoiser import Denoiser, ModelConfig
+from i2sb_lib.images import psnr, to_float, to_uint8
+from i2sb_lib.restoration import Pretrained
+from i2sb_lib.samplers import generators, sample
+from i2sb_lib.tiles import Windows
+
+SHIPS_WEIGHTS = any(list(s.glob("*/model.json")) for s in SHIPPED)
+LEVEL = 1 / 127.5
+
+
+def build(**options) -> Pretrained:
+    """A model with random weights everywhere, the zero-initialised layers included."""
+    torch.manual_seed(0)
+    denoiser = Denoiser(ModelConfig("unet-tiny", **options)).eval().requires_grad_(False)
+    for p in denoiser.parameters():
+        p += 0.05 * torch.randn(p.shape)
+    return Pretrained(denoiser, {}, Path("model"))
+
+
+@pytest.fixture(scope="module")
+def model() -> Pretrained:
+    return build(moments=(0.3, 0.25, 0.26))
+
+
+@pytest.fixture
+def x1():
+    return torch.rand(3, 3, 16, 16) * 2 - 1
+
+
+class Nearby(nn.Module):
+    """A network of two small convolutions: what it says of a pixel depends on no pixel 8 away."""
+
+    stride = 1
+
+    def __init__(self, planes: int = 6) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(planes, 8, 9, padding=4), nn.Tanh(), nn.Conv2d(8, 3, 9, padding=4)
+        )
+        self.seen: list[tuple[int, ...]] = []
+
+    def forward(self, x, t):
+        self.seen.append(tuple(x.shape))
+        return self.layers(x) * (1 + t[:, None, None, None])
+
+
+def local(monkeypatch) -> Pretrained:
+    """A model with such a network, in float32."""
+    monkeypatch.setattr(restoration, "auto_precision", lambda device: "no")
+    model = build()
+    torch.manual_seed(1)
+    model.denoiser.net = Nearby().requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize("size", [(61, 47), (5, 5), (1, 1), (2, 30), (1, 24), (16, 16)])
+@pytest.mark.parametrize("tikhonov", [0.0, 1e-2])
+def test_any_size_is_padded_and_cropped_back(size, tikhonov):
+    x1 = torch.rand(2, 3, *size) * 2 - 1
+    x0_hat = build(tikhonov=tikhonov).restore(x1, nfe=2)
+    assert x0_hat.shape == x1.shape
+    assert x0_hat.abs().max() <= 1
+    assert x0_hat.isfinite().all()
+
+
+def test_padding_does_not_reach_far_into_the_image(model):
+    """The image goes on by its reflection, and the rest is cut off."""
+    x1 = torch.rand(1, 3, 61, 48) * 2 - 1
+    reflected = F.pad(x1, (0, 0, 0, 19), mode="reflect")
+    assert torch.allclose(model.restore(x1, 1), model.restore(reflected, 1)[:, :, :61], atol=1e-5)
+
+
+@pytest.mark.skipif(not SHIPS_WEIGHTS, reason="this checkout ships no weights")
+@pytest.mark.parametrize("consistency", [0.0, 1e-3])
+def test_sizes_that_do_not_fit_are_restored_as_well_as_those_that_do(consistency):
+    """The blur has its border at the image's side, not where the padding ends."""
+    model, blur = load_pretrained("celeba64-deblur", "cpu"), create_degradation("blur-gauss", quantise=True)
+    x0, quality = to_float(load_images("embedded", "test", 64, progress=False))[:8], {}
+    for n in (64, 60, 57):
+        x1 = blur(x0[..., :n, :n])
+        quality[n] = psnr(model.restore(x1, 1, consistency=consistency), x0[..., :n, :n]).mean()
+    assert min(quality.values()) > quality[64] - 1
+
+
+def test_seeds_matter_for_the_sde_and_not_for_the_ode(model, x1):
+    torch.manual_seed(1)
+    first, state = model.restore(x1, 3, "sde", seed=5), torch.get_rng_state()
+    torch.manual_seed(2)
+    assert torch.equal(model.restore(x1, 3, "sde", seed=5), first)
+    assert not torch.equal(model.restore(x1, 3, "sde", seed=6), first)
+    assert torch.equal(model.restore(x1, 3, "ode", 5), model.restore(x1, 3, "ode", 6))
+    torch.manual_seed(1)
+    assert torch.equal(torch.get_rng_state(), state)  # and the caller's own generator is left alone
+
+
+@pytest.mark.parametrize("sampler", ["sde", "dbim"])
+def test_an_image_is_restored_alone_as_in_any_batch(model, sampler, monkeypatch):
+    monkeypatch.setattr(restoration, "auto_precision", lambda device: "no")
+    x1 = torch.rand(5, 3, 16, 16) * 2 - 1
+    seeds = [3, 3, 2**70, -1, 0]
+    whole = model.restore(x1, 4, sampler, seeds)
+    alone = [model.restore(x1[i : i + 1], 4, sampler, k) for i, k in enumerate(seeds)]
+    parts = [model.restore(x1, 4, sampler, seeds, batch_size=n) for n in (1, 2, 5)]
+    other = model.restore(x1.flip(0), 4, sampler, seeds[::-1]).flip(0)
+    for again in (torch.cat(alone), *parts, other):
+        assert (again - whole).abs().max() < 1e-3 * LEVEL
+    by_place = model.restore(x1, 4, sampler, 3)
+    assert (by_place[0] - whole[0]).abs().max() < 1e-3 * LEVEL
+    assert (model.restore(x1, 4, sampler, 3, batch_size=2) - by_place).abs().max() < 1e-3 * LEVEL
+    assert (by_place[1:] - whole[1:]).abs().amax((1, 2, 3)).min() > LEVEL  # other seeds or places
+
+
+def test_the_noise_of_an_image_is_its_own_to_the_last_bit(monkeypatch):
+    """With a network that says nothing a walk is its noise alone."""
+    model, x1 = local(monkeypatch), torch.rand(4, 3, 12, 12) * 2 - 1
+    for p in model.denoiser.net.parameters():
+        p.zero_()
+    whole = model.restore(x1, 5, seed=[7, 8, 9, 7])
+    for i, k in enumerate([7, 8, 9, 7]):
+        assert torch.equal(model.restore(x1[i : i + 1], 5, seed=k), whole[i : i + 1])
+    assert torch.equal(whole, model.restore(x1, 5, seed=[7, 8, 9, 7], batch_size=3))
+    fine = model.restore(x1, 5, seed=7)
+    assert len({float(v) for v in (fine - whole).abs().amax((1, 2, 3))}) == 4
+
+
+def test_generators_differ_by_seed_and_place_and_a_list_is_the_first_place():
+    draws = {
+        (k, i): tuple(torch.randn(4, generator=g).tolist())
+        for k in (-1, 0, 1, 2**31, 2**32)
+        for i, g in enumerate(generators(k, 50))
+    }
+    assert len(set(draws.values())) == len(draws)
+    for k, g in zip([5, 6, 5], generators([5, 6, 5], 3), strict=True):
+        assert torch.equal(torch.randn(4, generator=g), torch.randn(4, generator=generators(k, 1)[0]))
+
+
+def test_large_pictures_are_done_in_windows_without_a_seam(monkeypatch):
+    """The same walk, noise included, as of the whole at once, wherever a window's end is out of sight."""
+    model = local(monkeypatch)
+    x1 = F.interpolate(torch.rand(1, 3, 20, 16) * 2 - 1, (203, 150), mode="bicubic").clamp(-1, 1)
+    how = {"nfe": 3, "seed": 4}
+    for sampler in ("ode", "sde"):
+        whole = model.restore(x1, sampler=sampler, **how)
+        with monkeypatch.context() as patch:
+            patch.setattr(tiles, "WINDOW", 96)
+            patch.setattr(tiles, "OVERLAP", 32)
+            patch.setattr(restoration, "WINDOW", 96)
+            model.denoiser.net.seen.clear()
+            tiled = model.restore(x1, sampler=sampler, **how)
+            assert {shape[2:] for shape in model.denoiser.net.seen} == {(96, 96)}
+            assert len(model.denoiser.net.seen) == 3 * 3 * 2  # calls, rows, columns
+        gap = (tiled - whole).abs()
+        assert 1e-5 < gap.max() < LEVEL
+        assert gap[..., :48, :38].max() < 1e-5  # a call carries 8 pixels from where other windows begin
+
+
+def test_windows_cover_with_weights_that_add_up_to_one():
+    for size in ((512, 512), (513, 30), (1100, 2000)):
+        windows, ones = Windows(*size), torch.ones(1, 1, *size)
+        assert len(windows) == -(-max(1, size[0] - 64) // 448) * -(-max(1, size[1] - 64) // 448)
+        torch.testing.assert_close(windows(lambda x: x, ones), ones)
+        torch.testing.assert_close(windows(lambda x, y: x * y, ones, 3 * ones), 3 * ones)
+        for side in (-2, -1):
+            seen = windows(lambda x, side=side: torch.full_like(x, x.shape[side]), ones)
+            torch.testing.assert_close(seen, min(size[side], 512) * ones)
+
+
+@pytest.mark.skipif(not SHIPS_WEIGHTS, reason="this checkout ships no weights")
+def test_a_shipped_model_s_windows_agree_with_the_whole(monkeypatch):
+    """Its norms see all of a window: nearly all pixels agree to one grey level, and none is worse for it."""
+    model, blur = load_pretrained("celeba64-deblur", "cpu"), create_degradation("blur-gauss", quantise=True)
+    x0 = to_float(torch.from_numpy(astronaut()[:320, 64:384].copy()).permute(2, 0, 1))[None]
+    x1 = blur(x0)
+    whole = model.restore(x1, 1)
+    monkeypatch.setattr(tiles, "WINDOW", 256)
+    tiled = model.restore(x1, 1)
+    gap = (tiled - whole).abs() / LEVEL
+    assert 0 < gap.mean() < 0.25
+    assert (gap < 1).float().mean() > 0.99
+    assert psnr(tiled, x0) > psnr(whole, x0) - 0.05
+
+
+def test_the_grid_s_power_reaches_the_sampler(model, x1):
+    times = model.denoiser.bridge.schedule.grid(3, power=2)
+    expected = sample(
+        lambda xt, t: model.denoiser(xt, t, x1),
+        model.denoiser.bridge,
+        x1,
+        times=times,
+        generator=generators(0, 3),
+    )
+    restored = model.restore(x1, nfe=3, power=2)
+    torch.testing.assert_close(restored, expected.x.clamp(-1, 1), rtol=0, atol=0.02)  # bfloat16
+    assert (restored - model.restore(x1, nfe=3)).abs().max() > 0.02
+
+
+def test_consistency_brings_a_restoration_closer_to_what_was_seen(model, x1):
+    blur = model.denoiser.operator
+    seen = blur.apply(x1)
+    gaps = [blur.apply(model.restore(seen, nfe=2, consistency=lam)) - seen for lam in (0, 1e-2, 1e-3)]
+    none, weak, strong = (float(gap.square().mean()) for gap in gaps)
+    assert none > 1.2 * weak > 1.44 * strong
+
+
+class Apple(torch.Tensor):
+    """A tensor kept on the CPU that says it is elsewhere ("meta"), where there is no float64."""
+
+    @staticmethod
+    def __new__(cls, held):
+        if held.dtype == torch.float64:
+            raise TypeError("Cannot convert a MPS Tensor to float64")
+        return cls._make_wrapper_subclass(cls, held.shape, held.stride(), dtype=held.dtype, device="meta")
+
+    def __init__(self, held):
+        self.held = held
+
+    @classmethod
+    def __torch_dispatch__(cls, f, types, args=(), kwargs=None):
+        return Macintosh.run(f, args, kwargs or {})
+
+
+class Macintosh(TorchDispatchMode):
+    """While it is on, what goes to "meta" becomes an Apple, which does not mix with the CPU's tensors."""
+
+    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+        return self.run(f, args, kwargs or {})
+
+    @staticmethod
+    def run(f, args, kwargs):
+        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        there = any(isinstance(t, Apple) for t in tensors)
+        if there and "copy" not in str(f):
+            assert all(isinstance(t, Apple) or t.ndim == 0 for t in tensors), f"{f} mixes devices"
+        if kwargs.get("device") is not None:
+            there, kwargs = torch.device(kwargs["device"]).type == "meta", {**kwargs, "device": "cpu"}
+        args, kwargs = tree_map_only(Apple, lambda t: t.held, (args, kwargs))
+        out = f(*args, **kwargs)
+        return tree_map_only(torch.Tensor, Apple, out) if there else out
+
+
+def test_a_device_without_float64_does_all_the_same(tmp_path, monkeypatch):
+    """An operator-aware model with consistency, as on Apple's GPUs, which `load_pretrained` takes."""
+    assert "mps" in devices.WITHOUT_FLOAT64
+    monkeypatch.setattr(devices, "WITHOUT_FLOAT64", ("meta",))
+    monkeypatch.setattr(restoration, "auto_precision", lambda device: "no")
+    save_pretrained(tmp_path, build(tikhonov=1e-3).denoiser, {})
+    x1, how = torch.rand(2, 3, 18, 20) * 2 - 1, {"nfe": 3, "seed": 4, "consistency": 1e-3}
+    here = load_pretrained(tmp_path, "cpu").restore(x1, **how)
+    with Macintosh():
+        model, away = load_pretrained(tmp_path, "meta"), x1.to("meta")
+        with pytest.raises(TypeError, match="float64"):
+            away.double()
+        there = model.restore(x1, **how)
+        blur, pictures = model.denoiser.operator, torch.rand(5, 3, 18, 20)
+        others = [
+            blur(away),
+            blur.adjoint(away),
+            blur.inverse(away, 1e-2),
+            Noise(0.1)(away, generators(1, 2)),
+        ]
+        others += [Wiener(blur, pictures.to("meta"))(away), richardson_lucy(away, blur, 3)]
+        assert all(isinstance(x, Apple) and x.dtype == torch.float32 for x in others)
+        others = [x.cpu() for x in others]
+    assert torch.equal(there, here)
+    want = [blur(x1), blur.adjoint(x1), blur.inverse(x1, 1e-2), Noise(0.1)(x1, generators(1, 2))]
+    want += [Wiener(blur, pictures)(x1), richardson_lucy(x1, blur, 3)]
+    for a, b in zip(others, want, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_device_that_is_taken_and_its_precision(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for there, kind in ((True, "mps"), (False, "cpu")):
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda there=there: there)
+        assert devices.auto_device() == torch.device(kind)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    assert [devices.auto_precision(torch.device(d)) for d in ("cpu", "mps")] == ["bf16", "no"]
+
+
+def test_images_in_0_to_1_are_warned_of_and_bright_photographs_are_not(model):
+    bright = to_float(torch.randint(140, 256, (1, 3, 16, 16), dtype=torch.uint8))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for fine in (bright, torch.zeros(1, 3, 8, 8), torch.rand(1, 3, 8, 8) - 0.1):
+            model.restore(fine, 1)
+    for slip in (torch.rand(1, 3, 8, 8), to_uint8(bright).float() / 255):
+        with pytest.warns(UserWarning, match=r"no value is below 0: .* 2 \* x1 - 1") as caught:
+            model.restore(slip, 1)
+        assert [w.filename for w in caught] == [__file__]
+
+
+@pytest.mark.parametrize(
+    "message", ["CUDA out of memory. Tried", "DefaultCPUAllocator: can't allocate memory"]
+)
+def test_too_little_memory_is_one_sentence_with_what_to_do(model, monkeypatch, message):
+    def fail(*args):
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(model.denoiser.net, "forward", fail)
+    with pytest.raises(MemoryError, match=r"3 of 9 x 8 pixels at a time .*cpu: take a smaller batch_size"):
+        model.restore(torch.zeros(3, 3, 9, 8))
+    with pytest.raises(MemoryError, match=r"1 of 9 x 8 pixels .*: take smaller images or a device"):
+        model.restore(torch.zeros(3, 3, 9, 8), batch_size=1)
+    message = "something else"
+    with pytest.raises(RuntimeError, match="something else"):
+        model.restore(torch.zeros(3, 3, 9, 8))
+
+
+def test_a_bar_counts_network_calls(model, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    model.restore(torch.zeros(4, 3, 8, 8), 3, batch_size=2, progress=True)
+    assert "6/6" in capsys.readouterr().err
+    model.restore(torch.zeros(4, 3, 8, 8), 3)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_model_in_one_line(model):
+    for part in (model, model.denoiser, build(tikhonov=1e-3), build(cond_x1=False).denoiser):
+        assert len(repr(part)) <= 200
+        assert "\n" not in repr(part)
+    weights = sum(p.numel() for p in model.denoiser.parameters())
+    assert f"blind, unet-tiny of {weights:,} weights) on cpu" in repr(model)
+    kept = sample(lambda xt, t: xt, model.denoiser.bridge, torch.zeros(2, 3), 5, keep=True)
+    assert repr(kept) == "Samples(x of shape (2, 3), nfe=5, 6 states kept)"
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (torch.zeros(3, 16, 16), r"\(3, 16, 16\)"),
+        (torch.zeros(1, 1, 16, 16), r"\(1, 1, 16, 16\)"),
+        (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), "uint8"),
+        (torch.full((1, 3, 16, 16), 255.0), r"\[-1, 1\], got \[255, 255\]"),
+        (torch.full((1, 3, 16, 16), float("nan")), "nan"),
+    ],
+)
+def test_other_input_is_refused_with_what_it_was(model, bad, words):
+    with pytest.raises(ValueError, match=words):
+        model.restore(bad)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"sampler": "euler"}, "sampler in"),
+        ({"nfe": 2.5}, r"whole number of steps, at least one, .*got n=2\.5"),
+        ({"nfe": 0}, "got n=0"),
+        ({"power": float("nan")}, "power=nan"),
+        ({"seed": None}, "a whole number as seed or one for each image, got None"),
+        ({"seed": 1.5}, r"got 1\.5"),
+        ({"seed": "0"}, "got '0'"),
+        ({"seed": [1, 2.0]}, r"got \[1, 2\.0\]"),
+        ({"seed": [1]}, "expected 2 seeds, one for each image, got 1"),
+        ({"batch_size": 0}, "batch_size of at least 1, got 0"),
+        ({"consistency": -1}, "consistency of at least 0, got -1"),
+    ],
+)
+def test_other_options_are_refused_with_what_they_were(model, options, words):
+    with pytest.raises(ValueError, match=words):
+        model.restore(torch.zeros(2, 3, 8, 8), **options)
