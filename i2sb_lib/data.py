@@ -87,22 +87,15 @@ def _content_key(files: list[Path], size: int, split: str | None) -> str:
     digest = hashlib.sha256(f"{_FORMAT}:{size}{inside}".encode())
     for file in files:
         content = hashlib.sha256()
-        try:
-            with file.open("rb") as stream:
-                while block := stream.read(2**20):
-                    content.update(block)
-        except OSError as error:  # told with its name where the file is opened
-            content.update(str(error).encode())
+        with contextlib.suppress(OSError), file.open("rb") as stream:  # told with its name when it is opened
+            while part := stream.read(2**20):
+                content.update(part)
         digest.update(os.fsencode(file.name) + content.digest())
     return digest.hexdigest()[:24]
 
 
 def load_images(
-    source: str | Path,
-    split: str | None = None,
-    size: int = 64,
-    progress: bool = True,
-    skip_corrupt: bool = False,
+    source: str, split: str | None = None, size: int = 64, progress: bool = True, skip_corrupt: bool = False
 ) -> Tensor:
     """All images of a source as uint8 (N, 3, size, size), in a fixed order.
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms
 from torch import Tensor
 
+from i2sb_lib.faults import first_line
 from i2sb_lib.files import atomic_write
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".tif", ".tiff", ".ppm")  # read and written
@@ -63,6 +64,12 @@ def psnr(x: Tensor, y: Tensor) -> Tensor:
     return -10 * torch.log10((x - y).square().flatten(1).mean(1) / 4)
 
 
+def unreadable(name: object, wanted: str, error: Exception) -> ValueError:
+    """What to raise for a file that is not what was wanted: one sentence, for whatever error that came as."""
+    reason = first_line(error).split(" <_io")[0]
+    return ValueError(f"{name}: expected {wanted}, got something unreadable ({reason})")
+
+
 def open_image(file: Any) -> Image.Image:
     """The picture in a file, given by path or open for reading, as `to_rgb` makes it.
 
@@ -79,8 +86,7 @@ def open_image(file: Any) -> Image.Image:
             several = image.format != "MPO" and getattr(image, "is_animated", False)
             rgb = to_rgb(image)
     except Exception as error:  # Pillow's decoders have no common base for their errors
-        reason = f"no kind of {', '.join(FORMATS)}" if isinstance(error, UnidentifiedImageError) else error
-        raise ValueError(f"{name}: expected an image, got something unreadable ({reason})") from None
+        raise unreadable(name, "an image", error) from None
     if several:
         warnings.warn(f"{name}: holds several pictures, took the first", stacklevel=2)
     return rgb
@@ -109,7 +115,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     rgb = _srgb(image, profile)
     if alpha is not None:
         rgb = Image.composite(rgb, Image.new("RGB", rgb.size, "white"), alpha)
-    rgb = rgb.transpose(Image.Transpose[turn]) if turn else rgb.copy()
+    rgb = rgb.transpose(Image.Transpose[turn]) if turn else rgb
     rgb.info = {}
     return rgb
 
@@ -133,18 +139,17 @@ def _eight_bits(image: Image.Image, deep: bool) -> Image.Image:
         image = image.copy()
         image.info |= {"transparency": tuple(v >> 8 for v in key)} if isinstance(key, tuple) else {}
         return image
-    white = 2**bits - 1
-    levels = white - pixels.astype(np.uint32) if tags.get(262) == 0 else pixels.astype(np.uint32)
-    plane = Image.fromarray(((levels * 255 + white // 2) // white).astype(np.uint8))
+    table = np.linspace(0, 255, 2**bits).round().astype(np.uint8)
+    plane = Image.fromarray((table[::-1] if tags.get(262) == 0 else table)[pixels])
     if key is not None:
         plane.putalpha(Image.fromarray(np.where(pixels == key, 0, 255).astype(np.uint8)))
     return plane
 
 
 def _srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Colours of an opaque picture in sRGB; a profile that is damaged or of another mode is ignored."""
-    image = image.convert({"1": "L", "P": "RGB"}.get(image.mode, image.mode))
+    """A copy of an opaque picture in sRGB; a profile that is damaged or of another mode is ignored."""
     if profile:
+        image = image.convert({"1": "L", "P": "RGB"}.get(image.mode, image.mode))
         try:
             source, target = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
             return ImageCms.profileToProfile(image, source, target, outputMode="RGB") or image
@@ -184,8 +189,8 @@ def list_images(
 ) -> tuple[list[Path], Counter[str]]:
     """Image files in a folder and below, sorted, and how many other files there are of each suffix.
 
-    Linked folders are followed, each real folder once and none above `folder`. Left out: what
-    `is_hidden`, the folder `exclude`, and the sheets and records of our own runs.
+    Linked folders are followed, each real folder once and none above `folder`. Left out without a count:
+    what `is_hidden`, the folder `exclude`, and the sheets and records of our own runs.
     """
     files, skipped, todo = [], Counter[str](), deque([folder])
     seen = {*folder.resolve().parents, *([exclude.resolve()] if exclude else [])} - {folder.resolve()}
@@ -194,7 +199,11 @@ def list_images(
         if here.resolve() in seen:
             continue
         seen.add(here.resolve())
-        inside = [p for p in sorted(here.iterdir()) if not is_hidden(p.name)]
+        try:
+            inside = [p for p in sorted(here.iterdir()) if not is_hidden(p.name)]
+        except OSError:
+            skipped["unreadable folder"] += 1
+            continue
         ours = any(p.name in _RUN for p in inside)
         for path in inside:
             if path.is_dir():  # real ones first: a folder that is also linked is listed under its own name
@@ -208,5 +217,5 @@ def list_images(
 
 def tally(skipped: Counter[str]) -> str:
     """The second value of `list_images` in words: "3 other files (.gif 2, no suffix 1)"."""
-    kinds = ", ".join(f"{suffix} {n}" for suffix, n in sorted(skipped.items()))
-    return f"{skipped.total()} other files ({kinds})" if skipped else "no other files"
+    count, kinds = skipped.total(), ", ".join(f"{kind} {n}" for kind, n in sorted(skipped.items()))
+    return f"{count or 'no'} other file{'s' * (count != 1)}" + f" ({kinds})" * bool(skipped)

@@ -16,7 +16,8 @@ from typing import Any
 
 from PIL import Image
 
-from i2sb_lib.images import SUFFIXES, is_hidden, list_images, open_image, tally
+from i2sb_lib.faults import first_line
+from i2sb_lib.images import SUFFIXES, is_hidden, list_images, open_image, tally, unreadable
 
 HUB_REVISIONS = {"korexyz/celeba-hq-256x256": "42078a1fb27b6079eaab8cf453efd3d79a8b7bda"}
 MAX_BYTES = 2**30  # of a picture's file inside another
@@ -29,25 +30,20 @@ def open_source(source: str, split: str | None) -> tuple[list[Path], Pictures]:
 
     Raises ValueError where there is no such source, or no such split of it.
     """
-    path = Path(source)
+    path, kind = Path(source), Path(source).suffix.lower()
     here = path.exists() or ("/" in source and path.parent.is_dir())
     if not here and re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         path = _download(source)
-    kind = path.suffix.lower()
     if path.is_dir():
         files, skipped = list_images(path, suffixes=(*SUFFIXES, ".parquet"))
-        shards = [f for f in files if f.suffix.lower() == ".parquet"]
-        if 0 < len(shards) < len(files):
-            got = f"got {len(files) - len(shards)} and {len(shards)}: give the folder that holds one kind"
+        shards = sum(f.suffix.lower() == ".parquet" for f in files)
+        if 0 < shards < len(files):
+            got = f"got {len(files) - shards} and {shards}: give the folder of one kind"
             raise ValueError(f"{source}: expected either images or parquet files, {got}")
-        if not shards:
-            _say_left(source, skipped, bool(files))
-            places = [f.relative_to(path).parent.as_posix() for f in files]
-            files = [files[i] for i in _of_split(places, split, source)]
-            return files, [(str(f), partial(open_image, f)) for f in files]
-        names = [f.relative_to(path).as_posix() for f in shards]
-        shards = [shards[i] for i in _of_split(names, split, source)]
-        return shards, _parquet(shards)
+        _say_left(source, files, skipped)
+        names = [(f if shards else f.parent).relative_to(path).as_posix() for f in files]
+        files = [files[i] for i in _of_split(names, split, source)]
+        return files, _parquet(files) if shards else [(str(f), partial(open_image, f)) for f in files]
     if kind == ".parquet" and path.is_file():
         _of_split([path.name], split, source)
         return [path], _parquet([path])
@@ -56,8 +52,9 @@ def open_source(source: str, split: str | None) -> tuple[list[Path], Pictures]:
     raise ValueError(f"{source}: expected a folder, a .zip or a .parquet file, got none there")
 
 
-def _say_left(source: str | Path, skipped: Counter[str], some: bool) -> None:
-    if not some:
+def _say_left(source: str | Path, files: list[Any], skipped: Counter[str]) -> None:
+    """Warn of what is no image; ValueError where nothing is one."""
+    if not files:
         but = f" but {tally(skipped)}" if skipped else ""
         raise ValueError(f"{source}: expected images ({', '.join(SUFFIXES)}), got none{but}")
     if skipped:
@@ -76,24 +73,21 @@ def _of_split(names: list[str], split: str | None, source: str) -> list[int]:
     counts = Counter(tags)
     outside, known = counts.pop("", 0), sorted(counts)
     if outside and len(known) > 1:
-        raise ValueError(
-            f"{source}: expected all files in splits, or none, got splits {known} and {outside} files "
-            f"outside them, such as those of {names[tags.index('')]!r}"
-        )
+        where = f"{outside} outside them, as in {names[tags.index('')]!r}"
+        raise ValueError(f"{source}: expected all files in splits, or none, got splits {known} and {where}")
     if outside or not known:
         if split not in (None, "train"):
             raise ValueError(f"{source}: expected split {split!r}, got no splits: leave it out to take all")
-        if known:
-            one = f"{counts[known[0]]} under the name of {known[0]!r}, which is no split"
-            warnings.warn(f"{source}: took all {len(names)} files, {one} beside the others", stacklevel=2)
+        for name in known:
+            one = f"{counts[name]} under the name of {name!r}, which is no split beside the others"
+            warnings.warn(f"{source}: took all {len(names)} files, {one}", stacklevel=2)
         return list(range(len(names)))
     wanted = [split] if split else [*(known if len(known) == 1 else []), "test", "validation"]
     found = next((w for w in wanted if w in known), None)
     if found is None:
         raise ValueError(f"{source}: expected split {split or 'test'!r}, got splits {known}")
-    if rest := ", ".join(f"{counts[k]} of {k!r}" for k in known if k != found):
-        took = f"took the {counts[found]} files of split {found!r}, left {rest}"
-        warnings.warn(f"{source}: {took}", stacklevel=2)
+    if rest := ", ".join(f"{k!r} ({counts[k]})" for k in known if k != found):
+        warnings.warn(f"{source}: took split {found!r} ({counts[found]}), left {rest}", stacklevel=2)
     return [i for i, tag in enumerate(tags) if tag == found]
 
 
@@ -101,7 +95,7 @@ def _from_bytes(name: str, read: Callable[[], bytes]) -> Image.Image:
     try:
         stream = io.BytesIO(read())
     except Exception as error:  # zipfile and its decompressors have no common base for their errors
-        raise ValueError(f"{name}: expected an image, got something unreadable ({error})") from None
+        raise unreadable(name, "an image", error) from None
     stream.name = name
     return open_image(stream)
 
@@ -109,7 +103,7 @@ def _from_bytes(name: str, read: Callable[[], bytes]) -> Image.Image:
 def _zip(path: Path, split: str | None) -> Pictures:
     """The pictures of a zip file. Names may be written with either slash."""
 
-    def read(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    def read(info: zipfile.ZipInfo) -> bytes:
         if info.file_size > MAX_BYTES:
             raise ValueError(f"{info.file_size} bytes, of at most {MAX_BYTES}")
         return archive.read(info)
@@ -117,17 +111,14 @@ def _zip(path: Path, split: str | None) -> Pictures:
     try:
         archive = zipfile.ZipFile(path)
     except Exception as error:
-        raise ValueError(f"{path}: expected a complete zip file, got: {error}") from None
-    inside = [(i.filename.replace("\\", "/"), i) for i in archive.infolist()]
-    seen = ((name, i) for name, i in inside if not (name.endswith("/") or is_hidden(name)))
-    entries = sorted(seen, key=lambda entry: entry[0])
-    kinds = [PurePosixPath(name).suffix.lower() for name, _ in entries]
-    entries = [e for e, k in zip(entries, kinds, strict=True) if k in SUFFIXES]
-    _say_left(path, Counter(k or "no suffix" for k in kinds if k not in SUFFIXES), bool(entries))
-    places = [str(PurePosixPath(name).parent) for name, _ in entries]
-    taken = (entries[i] for i in _of_split(places, split, str(path)))
-    named = ((f"{path}/{name}", partial(read, archive, info)) for name, info in taken)
-    return [(name, partial(_from_bytes, name, data)) for name, data in named]
+        raise unreadable(path, "a complete zip file", error) from None
+    entries = {info.filename.replace("\\", "/"): info for info in archive.infolist()}
+    inside = {name: info for name, info in entries.items() if name[-1:] != "/" and not is_hidden(name)}
+    kinds = {name: PurePosixPath(name).suffix.lower() for name in sorted(inside)}
+    names = [name for name, kind in kinds.items() if kind in SUFFIXES]
+    _say_left(path, names, Counter(k or "no suffix" for k in kinds.values() if k not in SUFFIXES))
+    taken = [names[i] for i in _of_split([str(PurePosixPath(n).parent) for n in names], split, str(path))]
+    return [(f"{path}/{n}", partial(_from_bytes, f"{path}/{n}", partial(read, inside[n]))) for n in taken]
 
 
 def _parquet(files: list[Path]) -> Pictures:
@@ -143,34 +134,26 @@ def _parquet(files: list[Path]) -> Pictures:
     for file in files:
         try:
             import pyarrow.parquet
-            import pyarrow.types as types
 
             table = pyarrow.parquet.ParquetFile(file)
-            columns = {c.name: c.type for c in table.schema_arrow}
-            kind: Any = columns.get("image", pyarrow.null())
-            if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-                kind = kind.field("bytes").type
-            if not (types.is_binary(kind) or types.is_large_binary(kind)):
-                got = ", ".join(f"{name}: {of}" for name, of in columns.items())
-                raise ValueError(f'a column "image" of encoded pictures is not among {got}')
+            columns = {column.name: str(column.type) for column in table.schema_arrow}
+            if not re.match(r"(large_)?binary|struct<.*\bbytes: (large_)?binary", columns.get("image", "")):
+                raise ValueError(f'a column "image" of encoded pictures is not among {columns}')
             batches = table.iter_batches(64, columns=["image"])
-            rows = (row for batch in batches for row in batch.column(0))
-            for i, row in enumerate(rows):
+            for i, row in enumerate(row for batch in batches for row in batch.column(0)):
                 name = f"{file} row {i}"
                 yield name, partial(_from_bytes, name, partial(bytes_of, row))
         except Exception as error:
-            first = str(error).split("\n")[0]
-            raise ValueError(f"{file}: expected parquet in the hub's format, got: {first}") from None
+            raise unreadable(file, "parquet in the hub's format", error) from None
 
 
 def _download(source: str) -> Path:
     """The hub's parquet files of a data set; files already here are not fetched again."""
     from huggingface_hub import snapshot_download
 
+    how: dict[str, Any] = {"revision": HUB_REVISIONS.get(source), "allow_patterns": "*.parquet"}
     try:
-        revision = HUB_REVISIONS.get(source)
-        pattern = "*.parquet"
-        return Path(snapshot_download(source, repo_type="dataset", revision=revision, allow_patterns=pattern))
+        return Path(snapshot_download(source, repo_type="dataset", **how))
     except Exception as error:  # the hub's client has no common base class for its errors
-        first = str(error).split("\n")[0]
-        raise ValueError(f"{source}: expected a file, a folder or a reachable hub id: {first}") from None
+        wanted = "a file, a folder or a reachable hub id"
+        raise ValueError(f"{source}: expected {wanted}: {first_line(error)}") from None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, script
 
 from i2sb_lib import files
 from i2sb_lib.files import atomic_write, git_commit
@@ -100,3 +100,24 @@ def test_the_commit_is_of_this_project_s_own_repository_or_none(tmp_path, monkey
     monkeypatch.setenv("PATH", str(tmp_path))
     assert git_commit(own) is None  # without git
     assert git_commit.__defaults__ == (Path(files.__file__).parents[1],)
+
+
+@pytest.mark.parametrize("kind", ["picture", "zip", "parquet", "checkpoint"])
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
+def test_a_mutated_file_is_read_or_refused_in_one_sentence(kind, tmp_path, monkeypatch):
+    """A sample of benchmarks/fuzz.py, of another seed than its record."""
+    fuzz = script("fuzz")
+    monkeypatch.setattr(fuzz, "CLAIMS", 0)
+    monkeypatch.setenv("I2SB_CACHE", str(tmp_path / "cache"))
+    verdicts, count = {"read": 0, "refused": 0}, 300 if kind == "picture" else 40
+    for index in range(count):
+        what, contents = fuzz.case(kind, 1, index)
+        folder = tmp_path / str(index)
+        folder.mkdir()
+        for name, data in contents.items():
+            (folder / name).write_bytes(data)
+        verdict, text = fuzz.judge(kind, folder)
+        assert verdict != "fault", f"{what} {index}: {text}"
+        verdicts[verdict] += 1
+    assert verdicts["refused"] > count / 4
+    assert verdicts["read"] > count / 20

@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -273,13 +274,16 @@ def test_a_damaged_file_is_named(picture, suffix, tmp_path):
             open_image(cut)
 
 
-def test_a_header_that_claims_too_much_is_named(picture, tmp_path):
+def test_a_header_that_claims_too_much_is_named(picture, tmp_path, monkeypatch):
     picture.save(tmp_path / "huge.bmp")
     data = bytearray((tmp_path / "huge.bmp").read_bytes())
     data[18:26] = (99_999).to_bytes(4, "little") * 2  # width and height
     (tmp_path / "huge.bmp").write_bytes(data)
     with pytest.raises(ValueError, match=r"huge\.bmp: expected an image.*exceeds limit"):
         open_image(tmp_path / "huge.bmp")
+    monkeypatch.setattr(images, "MAX_PIXELS", 23)
+    with pytest.raises(ValueError, match=r"image: expected an image.*6 x 4 pixels, of at most 23"):
+        reopen(picture)
 
 
 def test_missing_and_nameless_input(tmp_path):
@@ -380,7 +384,7 @@ def test_the_first_of_several_pictures_is_taken_and_said(picture, kind, tmp_path
 
 def test_only_kinds_of_pictures_that_are_safe_to_decode_are_opened(picture, tmp_path):
     picture.save(tmp_path / "a.png", "eps")  # whose decoder is a program of its own
-    with pytest.raises(ValueError, match=r"a\.png: expected an image.*no kind of PNG"):
+    with pytest.raises(ValueError, match=r"a\.png: expected an image.*cannot identify"):
         open_image(tmp_path / "a.png")
 
 
@@ -409,7 +413,21 @@ def test_a_folder_s_pictures_are_listed_and_the_rest_is_counted(tree):
     assert skipped == {".gif": 2, "no suffix": 1, ".txt": 1}
     assert tally(skipped) == "4 other files (.gif 2, .txt 1, no suffix 1)"
     assert list_images(tree / "sub" / "@eaDir")[0]  # asked for by name
-    assert tally(Counter()) == "no other files"
+    assert (tally(Counter()), tally(Counter({".gif": 1}))) == ("no other files", "1 other file (.gif 1)")
+
+
+def test_a_folder_that_cannot_be_read_does_not_hide_the_others(tree, monkeypatch):
+    (tree / "lost+found").mkdir()
+    real = Path.iterdir
+
+    def iterdir(self):
+        if self.name == "lost+found":
+            raise PermissionError(13, "Permission denied")
+        return real(self)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    files, skipped = list_images(tree)
+    assert (len(files), skipped["unreadable folder"]) == (2, 1)
 
 
 def test_linked_folders_are_followed_once(tree, tmp_path):
