@@ -16,7 +16,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 from conftest import ROOT
 from safetensors import SafetensorError
-from test_training import _on_cpu, assert_same_run, changed, flags, once, state, unbroken  # noqa: F401
+from test_training import _on_cpu, assert_same_run, changed, flags, state, unbroken  # noqa: F401
 
 from i2sb_lib import faults, files, training
 from i2sb_lib.checkpoints import load_pretrained
@@ -166,16 +166,6 @@ def test_a_damaged_or_foreign_state_is_refused_and_nothing_in_it_runs(tiny, unbr
     ):
         main([*flags(tiny), "--resume"])
     assert not Path(bomb.path).exists()
-
-
-def test_a_state_of_an_earlier_version_goes_on(tiny, unbroken):  # noqa: F811
-    """One without the fields that came later, and with None where a scaler's state is now empty."""
-    train(dataclasses.replace(tiny, minutes=0.0))
-    saved = state(tiny)
-    old = {k: v for k, v in saved["config"].items() if k not in ("tikhonov", "dropout", "quantise")}
-    torch.save({**saved, "config": old, "scaler": None}, Path(tiny.out) / "state.pt")
-    assert train(tiny, resume=True)["finished"]
-    assert_same_run(tiny, unbroken)
 
 
 # Signals
