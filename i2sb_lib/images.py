@@ -76,10 +76,12 @@ def open_image(file: Any) -> Image.Image:
     Of several in one file the first is taken, with a warning. Raises ValueError with the file's name
     where it holds no picture of one of FORMATS, a damaged one, one of over MAX_PIXELS, or no known scale.
     """
-    name = file if isinstance(file, str | os.PathLike) else getattr(file, "name", "image")
+    path = isinstance(file, str | os.PathLike)
+    name = file if path else getattr(file, "name", "image")
     try:
         Image.init()
-        with Image.open(file, formats=[f for f in FORMATS if f in Image.OPEN]) as image:
+        stream = io.BytesIO(Path(file).read_bytes()) if path else file
+        with Image.open(stream, formats=[f for f in FORMATS if f in Image.OPEN]) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels, of at most {MAX_PIXELS}")
             # a phone's MPO holds its one picture a second time, for other screens
