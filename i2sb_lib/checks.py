@@ -69,14 +69,12 @@ def repository() -> Path:
             return folder
     urls = importlib.metadata.metadata("i2sb-lib").get_all("Project-URL") or []
     address = next(url.split(", ", 1)[1] for url in urls if url.startswith("Repository,"))
-    with tempfile.TemporaryDirectory(dir=CLONE.parent) as folder:
-        command = ["git", "clone", "--quiet", "--depth", "1", address, f"{folder}/clone"]
+    with tempfile.TemporaryDirectory(dir=CLONE.parent) as aside:
+        command = ["git", "clone", "--quiet", "--depth", "1", address, f"{aside}/clone"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            raise RuntimeError(
-                f"expected the book's records here or at {address}: {done.stderr.strip()}"
-            )
-        Path(folder, "clone").rename(CLONE)
+            raise RuntimeError(f"expected the book's records here or at {address}: {done.stderr.strip()}")
+        Path(aside, "clone").rename(CLONE)
     return CLONE
 
 
