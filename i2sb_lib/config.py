@@ -17,6 +17,7 @@ from i2sb_lib.degradations import Degradation, create_degradation
 from i2sb_lib.denoiser import Prediction, Process
 
 FREE_ON_RESUME = {"data", "out", "minutes", "steps", "save_every", "eval_every", "tensorboard", "progress"}
+FREE_ON_RESUME |= {"skip_corrupt"}
 _TAKES: dict[Any, Any] = {float: float | int, float | None: float | int | None, dict[str, float]: dict}
 
 
@@ -54,6 +55,7 @@ class TrainConfig:
     compile: bool = False  # torch.compile the network (pays on a GPU, not on a CPU)
     seed: int = 0  # of everything random
     holdout: int = 64  # training images set aside for the metrics along the way
+    skip_corrupt: bool = False  # leave out images that cannot be read, and name them
     minutes: float | None = None  # stop, resumably, after this long
     save_every: int = 500  # steps between saved states
     eval_every: int = 2000  # steps between metrics and contact sheets

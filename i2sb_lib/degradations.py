@@ -23,8 +23,10 @@ from i2sb_lib.operators import Degradation, Separable
 def _filter_matrix(kernel: Tensor, n: int) -> Tensor:
     """Filter n pixels with an odd kernel, reflecting at both ends without repeating the border."""
     half = len(kernel) // 2
-    if len(kernel) % 2 == 0 or half >= n:
-        raise ValueError(f"expected an odd kernel narrower than 2 * {n}, got {len(kernel)} taps")
+    if len(kernel) % 2 == 0:
+        raise ValueError(f"expected an odd kernel_size, got {len(kernel)}")
+    if half >= n:
+        raise ValueError(f"expected sides of at least {half + 1} pixels for {len(kernel)} taps, got {n}")
     impulses = F.pad(torch.eye(n, dtype=kernel.dtype)[None], (half, half), mode="reflect")[0]
     return sum(tap * impulses[:, i : i + n] for i, tap in enumerate(kernel)).T  # type: ignore[union-attr]
 

@@ -75,7 +75,7 @@ class Trainer:
             faults.check_writable(self.out)
         self.writer: Any = faults.create_writer(self.out) if config.tensorboard and self.host.main else None
         with self.host.state.main_process_first():  # one process prepares, the others read
-            images = load_images(config.data, "train", config.size, config.progress)
+            images = load_images(config.data, "train", config.size, config.progress, config.skip_corrupt)
         if len(images) < config.holdout + config.batch_size:
             raise TrainingError(
                 f"{config.data}: expected at least {config.holdout + config.batch_size} images "

@@ -7,11 +7,11 @@ import pytest
 import torch
 from conftest import ROOT, SHARED, script
 
+from i2sb_lib import restoration
 from i2sb_lib.checkpoints import DEFAULT, load_pretrained
 from i2sb_lib.config import config_hash, create_pair_maker
 from i2sb_lib.data import fingerprint, load_images
-from i2sb_lib.evaluation import evaluate
-from i2sb_lib.images import to_float
+from i2sb_lib.images import psnr, quantise, to_float
 
 DIGITS = {"psnr": 2, "ssim": 3, "lpips": 4, "fid": 1}
 SHIPPED = sorted(f.parent.name for f in (ROOT / "data" / "checkpoints").glob("*/model.json"))
@@ -66,16 +66,24 @@ def test_an_altered_digit_is_noticed():
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs the photographs of faces")
 @pytest.mark.parametrize("name", SHIPPED)
-def test_the_recorded_numbers_come_out_again(name):
+def test_the_recorded_numbers_come_out_again(name, monkeypatch):
+    """One call on the first 16 photographs, one by one as the ladder has them, and all of the inputs.
+
+    In the precision of the record: float32 is up to 0.3 dB better on a photograph than bfloat16.
+    """
+    monkeypatch.setattr(restoration, "auto_precision", lambda _: "bf16")
     content, clean = run(name), load_images(str(SHARED / "celebahq256"), progress=False)
     assert fingerprint(clean) == content["data"]["fingerprint"]
     model, x0 = load_pretrained(name), to_float(clean)
-    seed, rows = content["seed"], {r["nfe"]: r for r in content["results"] if r["sampler"] != "ode"}
-    x1 = create_pair_maker(model.record["training"])(x0, torch.Generator().manual_seed(seed + 2**31))
-    for nfe, x in ((0, x1), (1, model.restore(x1, nfe=1, seed=seed))):
-        again = evaluate(x, x0)
-        assert again["psnr"].value == pytest.approx(rows[nfe]["psnr"]["value"], abs=0.02)
-        assert again["ssim"].value == pytest.approx(rows[nfe]["ssim"]["value"], abs=0.001)
+    x1 = create_pair_maker(model.record["training"])(
+        x0, torch.Generator().manual_seed(content["seed"] + 2**31)
+    )
+    assert float(psnr(x1, x0).mean()) == pytest.approx(content["results"][0]["psnr"]["value"], abs=1e-3)
+    ladder = RUNS / ("ladder-noisy" if "noisy" in name else "ladder") / "per_image.json"
+    each = torch.tensor(json.loads(ladder.read_text())[f"{name}:sde:1"]["psnr"][:16])
+    found = psnr(quantise(model.restore(x1[:16], nfe=1)), x0[:16])
+    assert float((found - each).abs().max()) < 0.1
+    assert float((found - each).mean().abs()) < 0.02
 
 
 RUNS = ROOT / "data" / "runs"
