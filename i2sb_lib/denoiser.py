@@ -112,9 +112,12 @@ class Denoiser(nn.Module):
         """
         if not isinstance(self.operator, Separable):
             raise ValueError(f"consistency needs a separable blur, got {self.operator}")
-        # the residual is finer than bfloat16; autocast leaves float64 alone
-        residual = to_float64(x1) - self.operator.apply(to_float64(x0_hat))
-        return x0_hat + self.operator.inverse(residual, lam).to(x0_hat)
+        moves = []
+        for x, y in zip(x0_hat.split(1, 1), x1.split(1, 1), strict=True):  # by planes, to save memory
+            # the residual is finer than bfloat16; autocast leaves float64 alone
+            residual = to_float64(y) - self.operator.apply(to_float64(x))
+            moves.append(self.operator.inverse(residual, lam).to(x0_hat))
+        return x0_hat + torch.cat(moves, 1)
 
     def scalings(self, t: Tensor) -> Scalings:
         """The factors at times t, any shape.
