@@ -79,6 +79,7 @@ def test_the_gpu_s_models_are_the_presets():
     assert torch.tensor(flagship.length(flagship.small(flagship.PRESETS["embedded"]), 1e-9, 1)) == 10
 
 
+@pytest.mark.slow
 def test_one_call_trains_evaluates_and_packs_and_another_has_nothing_to_do(tmp_path, monkeypatch, capsys):
     flagship = script("gpu_flagship")
     places = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]

@@ -107,6 +107,7 @@ def test_exit_codes_are_those_of_the_help_text(tmp_path, run_folder, capsys):
     assert "holds a run" in message_of("train", "--out", run_folder)
 
 
+@pytest.mark.slow
 def test_train_as_a_process_then_info(tiny, i2sb, photos, capsys, monkeypatch):
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")  # of a console that cannot show the folder's name
     out = f"{tiny.out}-σ"

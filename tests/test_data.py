@@ -154,6 +154,7 @@ def test_fingerprint_changes_with_one_pixel_and_with_the_shape():
     assert len({fingerprint(x) for x in (images, other, images.reshape(2, 6, 8, 8))}) == 3
 
 
+@pytest.mark.slow
 def test_the_book_s_data_sets(shared_data):
     images = load_images(shared_data / "celeba64", "train", progress=False)
     assert images.shape == (14_589, 3, 64, 64)

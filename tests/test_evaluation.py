@@ -71,6 +71,7 @@ def test_lpips_is_that_of_its_authors(pair, lpips_weights):
     assert evaluate(x0, x0, ["lpips"])["lpips"].value == 0
 
 
+@pytest.mark.slow
 def test_fid_compares_sets_and_caches_their_features(pair, fid_weights, tmp_path, monkeypatch):
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 

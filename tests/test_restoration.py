@@ -90,6 +90,7 @@ def test_padding_does_not_reach_far_into_the_image(model):
 
 @pytest.mark.skipif(not SHIPS_WEIGHTS, reason="this checkout ships no weights")
 @pytest.mark.parametrize("consistency", [0.0, 1e-3])
+@pytest.mark.slow
 def test_sizes_that_do_not_fit_are_restored_as_well_as_those_that_do(consistency):
     """The blur has its border at the image's side, not where the padding ends."""
     model, blur = load_pretrained("celeba64-deblur", "cpu"), create_degradation("blur-gauss", quantise=True)
@@ -184,6 +185,7 @@ def test_windows_cover_with_weights_that_add_up_to_one():
 
 
 @pytest.mark.skipif(not SHIPS_WEIGHTS, reason="this checkout ships no weights")
+@pytest.mark.slow
 def test_a_shipped_model_s_windows_agree_with_the_whole(monkeypatch):
     """Its norms see all of a window: nearly all pixels agree to one grey level, and none is worse for it."""
     model, blur = load_pretrained("celeba64-deblur", "cpu"), create_degradation("blur-gauss", quantise=True)

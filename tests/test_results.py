@@ -66,6 +66,7 @@ def test_an_altered_digit_is_noticed():
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs the photographs of faces")
 @pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.slow
 def test_the_recorded_numbers_come_out_again(name, monkeypatch):
     """One call on the first 16 photographs, one by one as the ladder has them, and all of the inputs.
 

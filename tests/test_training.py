@@ -101,6 +101,7 @@ def test_two_processes_of_torchrun_compute_what_one_does(tiny, script, i2sb):
     assert losses(two) == pytest.approx(losses(one), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_divergence_stops_with_a_sentence_and_keeps_the_last_good_state(tiny, unbroken, monkeypatch):
     for at, bad in ((4, 1e30), (5, float("nan"))):  # a bad loss; a good loss with bad weights
         with monkeypatch.context() as patch:
