@@ -6,7 +6,6 @@
 
 from i2sb_lib.bridge import Bridge
 from i2sb_lib.checkpoints import load_pretrained
-from i2sb_lib.checks import check
 from i2sb_lib.config import TrainConfig
 from i2sb_lib.data import load_images
 from i2sb_lib.degradations import create_degradation
@@ -20,7 +19,6 @@ __all__ = [
     "Bridge",
     "Schedule",
     "TrainConfig",
-    "check",
     "create_degradation",
     "create_network",
     "evaluate",

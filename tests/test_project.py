@@ -53,7 +53,7 @@ MAY_IMPORT = {
     "cli": "checkpoints config console data degradations devices evaluation faults files folders images "
     "restoration samplers training",
     "__main__": "cli",
-    "__init__": "bridge checkpoints checks config data degradations evaluation networks samplers schedule "
+    "__init__": "bridge checkpoints config data degradations evaluation networks samplers schedule "
     "training",
 }  # fmt: skip
 
