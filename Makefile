@@ -19,7 +19,7 @@ book: demo
 demo: .venv/ready
 	@mkdir -p runs
 	@test -f $(RUN)/metrics.json || { \
-	  echo "Training a small bridge on real photographs: one to two minutes on two idle cores."; \
+	  echo "Training a small bridge on real photographs: about two minutes on two idle cores."; \
 	  $(BIN)/i2sb train --preset embedded --out $(RUN) $$(test ! -f $(RUN)/state.pt || echo --resume) && \
 	  $(BIN)/i2sb evaluate --checkpoint $(RUN) --data embedded --nfe 1 3 --samplers ode --out $(RUN); }
 

@@ -91,7 +91,7 @@ def _full(**changes: Any) -> TrainConfig:
 
 
 PRESETS = {
-    "embedded": TrainConfig(network="unet-tiny", steps=400, batch_size=32, lr=2e-3, warmup=20),
+    "embedded": TrainConfig(network="unet-tiny", steps=400, batch_size=16, lr=2e-3, warmup=20),
     "celeba64-deblur": _full(tikhonov=2e-4),
     "celeba64-deblur-blind": _full(),
     "celeba64-deblur-noisy": _full(noise=0.05, tikhonov=5e-2),
