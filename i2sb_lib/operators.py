@@ -100,6 +100,7 @@ _lock = threading.Lock()
 def _kept(make: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
     """Remember what `make` gives, the least recently used going first where it is over KEPT_BYTES in all."""
 
+    @torch.compiler.disable  # nothing to trace
     @torch.inference_mode(False)
     def remembered(*key: Any) -> tuple[Tensor, ...]:
         with _lock:

@@ -75,8 +75,8 @@ class Pretrained:
             warnings.warn(said, stacklevel=3)  # no_grad is a frame of its own
         if not 0 <= consistency < float("inf"):
             raise ValueError(f"expected a finite consistency of at least 0, got {consistency}")
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"expected a batch_size of at least 1, got {batch_size}")
+        if batch_size is not None and not (isinstance(batch_size, int) and batch_size >= 1):
+            raise ValueError(f"expected a whole batch_size of at least 1, got {batch_size}")
         if self.denoiser.config.process == "regression" and nfe != 1:
             raise ValueError(f"a regression restores in one network call, got nfe={nfe}")
         device = next(self.denoiser.parameters()).device

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import numbers
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -111,13 +112,13 @@ class SymmetricSchedule(Schedule):
 
     @property
     def total(self) -> float:  # type: ignore[override]
-        return 2 * float(self._half(torch.tensor(0.5, dtype=torch.float64)))
+        return 2 * self._half(0.5)
 
-    def _root(self, u: Tensor) -> Tensor:
+    def _root(self, u: Any) -> Any:
         a, b = self.beta_min**0.5, self.beta_max**0.5
         return a + (b - a) * u
 
-    def _half(self, u: Tensor) -> Tensor:
+    def _half(self, u: Any) -> Any:
         """int_0^u beta for u <= 1/2: u times the mean of a linear function's square."""
         a, r = self.beta_min**0.5, self._root(u)
         return u * (a * a + a * r + r * r) / 3

@@ -181,3 +181,12 @@ def test_consistent_needs_a_separable_blur():
     model = Denoiser(ModelConfig("unet-tiny", degradation="jpeg"))
     with pytest.raises(ValueError, match="consistency needs a separable blur, got JPEG"):
         model.consistent(torch.zeros(1, 3, 16, 16), torch.zeros(1, 3, 16, 16), 1e-3)
+
+
+def test_a_compiled_loss_is_one_graph_and_the_same():
+    """No check of times or of shapes breaks it."""
+    model, t = build(), torch.tensor([0.3, 0.9])
+    x0, x1, noise = torch.rand(3, 2, 3, 8, 8) * 2 - 1
+    model.net = Fixed(torch.zeros(2, 3, 8, 8))  # the network itself is not in question
+    compiled = torch.compile(model.loss, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(x0, x1, t, noise), model.loss(x0, x1, t, noise))
