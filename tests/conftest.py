@@ -28,6 +28,13 @@ def _private_cache(tmp_path_factory):
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible():
+    """A shell's background jobs ignore Ctrl-C, and what they start as well: tests of it need it back."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(autouse=True)
 def _seeds():
     torch.manual_seed(0)
