@@ -30,7 +30,7 @@ from i2sb_lib.evaluation import MetricUnavailable, check_metrics, evaluate
 from i2sb_lib.faults import TrainingError, check_writable, first_line
 from i2sb_lib.files import atomic_write, git_commit
 from i2sb_lib.folders import each_image, seed_of
-from i2sb_lib.images import save_image, to_float
+from i2sb_lib.images import is_run, save_image, to_float
 from i2sb_lib.restoration import Pretrained
 from i2sb_lib.samplers import Sampler
 from i2sb_lib.training import train
@@ -146,7 +146,11 @@ class Evaluate:
             raise ValueError(f"expected nfe of {'1: a regression' if alone else 'at least 1'}, got {calls}")
         degrade = create_pair_maker(training)
         if self.out is not None:
-            check_writable(Path(self.out))
+            out = Path(self.out)
+            found = [n for n in ("restored.png", "metrics.json", "history.json") if (out / n).exists()]
+            if found and not is_run(out):
+                raise ValueError(f"{out}: expected a folder whose {found[0]} is ours to replace")
+            check_writable(out)
         clean = load_images(self.data, self.split, training["size"], skip_corrupt=self.skip_corrupt)
         check_metrics(metrics, clean[: self.limit].shape)
         if fingerprint(clean) == model.record.get("data_fingerprint"):
@@ -186,7 +190,7 @@ class Evaluate:
             return
         out, history = Path(self.out), model.folder / "history.json"
         save_image(torch.cat([torch.cat(list(r), dim=-1) for r in sheet], dim=-2), out / "restored.png")
-        if history.exists() and model.folder.resolve() != out.resolve():
+        if history.exists() and not (out / "history.json").exists():
             shutil.copy(history, out / "history.json")
         (out / "metrics.partial.json").replace(out / "metrics.json")
 

@@ -6,13 +6,14 @@ import os
 import sys
 import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from i2sb_lib.console import explain
+from i2sb_lib.faults import check_writable
 from i2sb_lib.images import SUFFIXES, list_images, open_image, save_image, tally, to_float, to_tensor
 
 GROUP = 2**18  # pixels of one batch, or a single image: 64 of 64 x 64
@@ -31,8 +32,8 @@ Work = Callable[[Tensor, list[str]], Tensor]
 
 
 def seed_of(seed: int, name: str) -> int:
-    """The seed of an image's own randomness: the same alone, in a folder and in any batch of it."""
-    return seed + zlib.crc32(name.encode("utf-8", "surrogateescape"))
+    """The seed of an image's own randomness, from its file's name: alone, in a folder and in any batch."""
+    return seed + zlib.crc32(PurePosixPath(name).name.encode("utf-8", "surrogateescape"))
 
 
 def _key(path: Path) -> tuple[int, int]:
@@ -79,6 +80,8 @@ def plan(source: Path, target: str) -> list[Job]:
         if out.exists() and (inside or around or _key(out) in originals):
             raise ValueError(f"expected a target that overwrites nothing of the source, got {out} there")
         jobs.append(Job(file, name, out))
+    if inside and place.is_dir() and not place.samefile(source) and list_images(place)[0]:
+        raise ValueError(f"expected a target without images of its own inside the source, got {place}")
     return jobs
 
 
@@ -102,6 +105,7 @@ def each_image(source: Path, target: str, work: Work) -> None:
     """
     jobs, failed, written = plan(source, target), list[str](), set[tuple[int, int]]()
     groups: dict[tuple[int, ...], list[tuple[Job, Tensor]]] = {}
+    check_writable(jobs[0].out.parent)
 
     def finish(group: list[tuple[Job, Tensor]]) -> None:
         with _noted(failed if len(group) == 1 else [], group[0][0].file):

@@ -1,5 +1,6 @@
 """Images in one form: float32 (B, 3, H, W) in [-1, 1] in memory, 8 bits in files and data sets."""
 
+import contextlib
 import io
 import os
 import warnings
@@ -20,7 +21,13 @@ FORMATS = ("PNG", "JPEG", "MPO", "BMP", "WEBP", "TIFF", "PPM", "GIF", "AVIF")  #
 MAX_PIXELS = 2**27  # a hundred-megapixel camera's pictures; what claims more is not decoded
 _TURNS = dict(enumerate(("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270",
                          "TRANSVERSE", "ROTATE_90"), 2))  # fmt: skip
-_RUN = {"model.json", "state.pt", "history.json", "metrics.json", "metrics.partial.json"}  # marks our folders
+# what a folder of ours holds, and what stands in it
+_RUN = {
+    "model.json": '"shards"',
+    "metrics.json": '"results"',
+    "metrics.partial.json": '"results"',
+    "state.pt": "",
+}
 _SHEETS = {"contact_sheet.png", "restored.png"}  # what our runs and evaluations draw there
 
 
@@ -186,6 +193,17 @@ def is_hidden(name: str) -> bool:
     return any(p.startswith(".") or p in ("@eaDir", "__MACOSX") for p in PurePosixPath(name).parts)
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a run or an evaluation of ours wrote there: by what its files say, not by their names."""
+    for name, mark in _RUN.items():
+        with contextlib.suppress(OSError):
+            if (folder / name).is_file() and (
+                not mark or mark in (folder / name).read_text(errors="replace")
+            ):
+                return True
+    return False
+
+
 def list_images(
     folder: Path, exclude: Path | None = None, suffixes: tuple[str, ...] = SUFFIXES
 ) -> tuple[list[Path], Counter[str]]:
@@ -206,7 +224,7 @@ def list_images(
         except OSError:
             skipped["unreadable folder"] += 1
             continue
-        ours = any(p.name in _RUN for p in inside)
+        ours = is_run(here)
         for path in inside:
             if path.is_dir():  # real ones first: a folder that is also linked is listed under its own name
                 (todo.append if path.is_symlink() else todo.appendleft)(path)

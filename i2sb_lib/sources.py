@@ -68,8 +68,12 @@ def _of_split(names: list[str], split: str | None, source: str) -> list[int]:
     splits, which is training data unless nothing is asked for. There are splits only where every file
     belongs to one: beside others, a folder called train is a class of trains.
     """
-    parts = [re.findall(r"(?:^|/)(train|val|valid|validation|test)(?=$|[-_./])", n, re.I) for n in names]
-    tags = ["validation" if p and p[0][:3].lower() == "val" else p[0].lower() if p else "" for p in parts]
+    parts = [
+        re.findall(r"(?:^|/)(train|training|val|valid|validation|test|testing)(?=$|[-_./\d])", n, re.I)
+        for n in names
+    ]
+    full = {"tra": "train", "val": "validation", "tes": "test"}
+    tags = [full[p[0][:3].lower()] if p else "" for p in parts]
     counts = Counter(tags)
     outside, known = counts.pop("", 0), sorted(counts)
     if outside and len(known) > 1:

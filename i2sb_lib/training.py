@@ -61,6 +61,10 @@ class Trainer:
         self.config, self.out = config, Path(config.out)
         if not resume and any((self.out / name).exists() for name in ("state.pt", "model.json")):
             raise TrainingError(f"{self.out} holds a run; give --resume to go on, or another --out")
+        if not resume and (self.out / "contact_sheet.png").exists():
+            raise TrainingError(
+                f"{self.out}: expected no contact_sheet.png there, which the run would replace"
+            )
         saved = read_state(self.out / "state.pt", config) if resume else None
         self.host = Processes(str(config.precision), config.batch_size)
         self.device = self.host.device

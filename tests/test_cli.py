@@ -341,3 +341,30 @@ def test_the_sampler_s_noise_is_not_the_noise_of_the_degraded_image(monkeypatch,
     monkeypatch.setattr("i2sb_lib.cli.create_pair_maker", lambda training: lambda x, g: flat(0 * x, g))
     main(["evaluate", "--checkpoint", str(run_folder), "--data", str(photos), "--nfe", "1"])
     assert [float(v) for v in seen] == pytest.approx([2**0.5], rel=0.1)
+
+
+def test_nobody_s_picture_or_record_is_taken_for_ours(tmp_path, run_folder, photos):
+    """A photograph called restored.png is not replaced, and another run's history stays its own."""
+    shutil.copytree(photos, tmp_path / "mine")
+    (tmp_path / "mine" / "00.png").rename(tmp_path / "mine" / "restored.png")
+    before = (tmp_path / "mine" / "restored.png").read_bytes()
+    ours = ["evaluate", "--checkpoint", run_folder, "--nfe", 1, "--metrics", "psnr", "--data"]
+    assert "restored.png is ours to replace" in message_of(
+        *ours, tmp_path / "mine", "--out", tmp_path / "mine"
+    )
+    (tmp_path / "mine" / "metrics.json").write_text("{}")  # the name alone makes it no folder of ours
+    assert "is ours to replace" in message_of(*ours, tmp_path / "mine", "--out", tmp_path / "mine")
+    assert (tmp_path / "mine" / "restored.png").read_bytes() == before
+    other = tmp_path / "other"
+    shutil.copytree(run_folder, other)
+    (other / "history.json").write_text("[]")
+    main([str(a) for a in (*ours, photos, "--out", other)])
+    assert (other / "history.json").read_text() == "[]"
+    main([str(a) for a in (*ours, photos, "--out", other)])  # what we wrote may be written again
+
+
+def test_a_picture_called_contact_sheet_is_not_trained_over(tmp_path, photos):
+    shutil.copytree(photos, tmp_path / "mine")
+    (tmp_path / "mine" / "00.png").rename(tmp_path / "mine" / "contact_sheet.png")
+    flags = ["--data", tmp_path / "mine", "--out", tmp_path / "mine", "--size", 16, "--network", "unet-tiny"]
+    assert "expected no contact_sheet.png" in message_of("train", *flags)

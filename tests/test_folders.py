@@ -237,3 +237,26 @@ def test_images_that_wait_for_others_of_their_size_are_bounded(tmp_path, monkeyp
     assert batches[:3] == [3, 3, 3]
     assert sum(batches) == len(tree(tmp_path / "out")) == 18
     assert 2000 < most <= 2000 + 400
+
+
+def test_one_image_has_the_noise_that_it_has_in_a_folder_however_deep(tmp_path):
+    lay(tmp_path, "in/deep/er/b.png", "in/a.png")
+    main(["degrade", str(tmp_path / "in"), str(tmp_path / "out"), "--name", "noise"])
+    main(["degrade", str(tmp_path / "in/deep/er/b.png"), str(tmp_path / "alone.png"), "--name", "noise"])
+    assert (tmp_path / "alone.png").read_bytes() == (tmp_path / "out/deep/er/b.png").read_bytes()
+
+
+def test_originals_in_the_target_are_neither_mixed_with_results_nor_passed_over(tmp_path):
+    lay(tmp_path, "in/a.png", "in/sub/b.png")
+    before = tree(tmp_path)
+    assert "without images of its own" in told("degrade", tmp_path / "in", tmp_path / "in" / "sub")
+    assert tree(tmp_path) == before
+
+
+def test_a_target_that_cannot_be_written_is_one_sentence_before_any_image(tmp_path, monkeypatch):
+    lay(tmp_path, "in/a.png", "in/b.png")
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setattr(folders, "open_image", lambda file: pytest.fail("an image was opened"))
+    assert "expected a folder that can be written to" in told(
+        "degrade", tmp_path / "in", f"{tmp_path}/file/x/"
+    )

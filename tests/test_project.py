@@ -49,7 +49,7 @@ MAY_IMPORT = {
     "samplers states",
     "baselines": "degradations devices images",
     "console": "faults",
-    "folders": "console images",
+    "folders": "console faults images",
     "cli": "checkpoints config console data degradations devices evaluation faults files folders images "
     "restoration samplers training",
     "__main__": "cli",

@@ -182,7 +182,7 @@ def test_linked_folders_and_what_our_runs_wrote(tmp_path):
     before = load_images(tmp_path / "tree", size=16)
     spread(tmp_path / "tree", ["run/contact_sheet.png", "evaluation/restored.png", "restored.png"])
     for name in ("run/state.pt", "run/model.json", "evaluation/metrics.json", "metrics.partial.json"):
-        (tmp_path / "tree" / name).write_text("{}")
+        (tmp_path / "tree" / name).write_text('{"shards": [], "results": []}')
     assert torch.equal(load_images(tmp_path / "tree", size=16), before)
     assert len(before) == 3
 
@@ -291,3 +291,19 @@ class TestHub:
             with pytest.raises(ValueError, match=f"^{source}: expected a folder, a .zip or a .parquet file"):
                 load_images(source)
         assert not asked
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("train2017", "val2017"), ("training", "testing"), ("Train", "test1")]
+)
+def test_splits_with_years_and_other_endings_are_not_merged(tmp_path, one, other):
+    spread(tmp_path, [f"{one}/a.png", f"{one}/b.png", f"{other}/c.png"])
+    with pytest.warns(UserWarning, match=r"took split 'train' \(2\)"):
+        assert len(load_images(tmp_path, "train", 16)) == 2
+
+
+def test_a_stranger_s_metrics_file_makes_no_folder_ours(tmp_path):
+    spread(tmp_path, ["restored.png", "a.png"])
+    (tmp_path / "metrics.json").write_text('{"accuracy": 1}')
+    with pytest.warns(UserWarning, match="left out 1 other file"):
+        assert len(load_images(tmp_path, "train", 16)) == 2
