@@ -161,6 +161,12 @@ def evaluate(x0_hat: Tensor, x0: Tensor, metrics: Sequence[str] | None = None) -
         raise MetricUnavailable(
             f"{', '.join(metrics)}: a metric cannot be loaded ({error}). The packages are those of {EXTRA}"
         ) from error
+    values = out["psnr"].per_image if "psnr" in out else None
+    if values is not None and bool(values.isinf().any()):
+        finite = values[values.isfinite()]
+        what = f"{len(x) - len(finite)} of {len(x)} images are the clean ones to the byte"
+        rest = f"; the others' is {float(finite.mean()):.2f}" if len(finite) else ""
+        warnings.warn(f"psnr: {what}, and the mean is infinite{rest}", stacklevel=3)  # no_grad has a frame
     for name, metric in out.items():
         if name != "psnr" and not math.isfinite(metric.value):  # PSNR is infinite where every byte is right
             raise ValueError(f"{name}: expected a number, got {metric.value} from {len(x)} images")

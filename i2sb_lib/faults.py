@@ -23,13 +23,18 @@ def first_line(error: BaseException) -> str:
 
 
 def check_writable(folder: Path) -> None:
-    """TrainingError where nothing can be written to the folder, which is made where there is none."""
+    """TrainingError where nothing can be written to the folder, or where it cannot be made; none is left."""
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(4096))
     except OSError as error:
         raise TrainingError(f"{folder}: expected a folder that can be written to, got: {error}") from None
+    finally:
+        for place in made:
+            with contextlib.suppress(OSError):  # never made, or in use by now
+                place.rmdir()
 
 
 def check_compiler(device: torch.device) -> None:

@@ -1,6 +1,8 @@
 """Files that appear whole or not at all, and the commit of the code that wrote them."""
 
+import contextlib
 import os
+import stat
 import subprocess
 import uuid
 from collections.abc import Callable
@@ -12,12 +14,17 @@ def atomic_write(path: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` fill a temporary file beside `path`, then move it there in one step.
 
     Threads and processes may write one path at once: each has a temporary file of its own, whose name
-    starts with a dot and ends as `path` does, and the last to finish is what is kept.
+    starts with a dot and ends as `path` does, and the last to finish is what is kept. It has the rights
+    that `path` had or, where that is new, those of any new file, whatever `write` gives it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{uuid.uuid4().hex}.tmp{path.suffix}")
     try:
+        partial.touch()
+        mode = (path if path.exists() else partial).stat().st_mode
         write(partial)
+        with contextlib.suppress(OSError):  # a file system without rights
+            partial.chmod(stat.S_IMODE(mode))
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -86,14 +86,14 @@ def plan(source: Path, target: str) -> list[Job]:
 
 
 @contextlib.contextmanager
-def _noted(failed: list[str], file: Path) -> Iterator[None]:
+def _noted(failed: list[tuple[Path, str]], file: Path) -> Iterator[None]:
     """Note what fails inside as this file's failure and go on; a fault of the program goes through."""
     try:
         yield
     except Exception as error:
         if (why := explain(error)) is None:
             raise
-        failed.append(why if str(file) in why else f"{file}: {why}")
+        failed.append((file, why.removeprefix(f"{file}: ")))
 
 
 def each_image(source: Path, target: str, work: Work) -> None:
@@ -101,9 +101,10 @@ def each_image(source: Path, target: str, work: Work) -> None:
 
     work: (images (B, 3, H, W) in [-1, 1] of one size, their names) -> results (B, 3, H', W'); a batch has
     at most GROUP pixels, or one image. The path of each result is printed when the file is whole. One
-    image's failure leaves the others: ValueError tells the first at the end, stderr the rest.
+    image's failure leaves the others: ValueError tells the first at the end, stderr the rest; what all
+    fail by is told once. Ctrl-C says on stderr how many were written before it.
     """
-    jobs, failed, written = plan(source, target), list[str](), set[tuple[int, int]]()
+    jobs, failed, written = plan(source, target), list[tuple[Path, str]](), set[tuple[int, int]]()
     groups: dict[tuple[int, ...], list[tuple[Job, Tensor]]] = {}
     check_writable(jobs[0].out.parent)
 
@@ -124,18 +125,26 @@ def each_image(source: Path, target: str, work: Work) -> None:
     def size(shape: tuple[int, ...]) -> int:
         return len(groups[shape]) * math.prod(shape[-2:])
 
-    for job in jobs:
-        with _noted(failed, job.file):
-            pixels = to_tensor(open_image(job.file))
-            groups.setdefault(pixels.shape, []).append((job, pixels))
-            if size(pixels.shape) + math.prod(pixels.shape[-2:]) > GROUP:
-                finish(groups.pop(pixels.shape))
-            elif sum(map(size, groups)) > HELD:
-                finish(groups.pop(max(groups, key=size)))
-    for group in groups.values():
-        finish(group)
-    for line in failed[1:]:
+    try:
+        for job in jobs:
+            with _noted(failed, job.file):
+                pixels = to_tensor(open_image(job.file))
+                groups.setdefault(pixels.shape, []).append((job, pixels))
+                if size(pixels.shape) + math.prod(pixels.shape[-2:]) > GROUP:
+                    finish(groups.pop(pixels.shape))
+                elif sum(map(size, groups)) > HELD:
+                    finish(groups.pop(max(groups, key=size)))
+        for group in groups.values():
+            finish(group)
+    except KeyboardInterrupt:
+        print(
+            f"i2sb: stopped: {len(written)} of {len(jobs)} images were written to {target}", file=sys.stderr
+        )
+        raise
+    if len(failed) == len(jobs) and len({why for _, why in failed}) == 1:
+        failed = [(source, failed[0][1])]
+    first, *others = [f"{file}: {why}" for file, why in failed] or [""]
+    for line in others:
         print(f"i2sb: {line}", file=sys.stderr)
     if failed:
-        rest = f"; {len(written)} of {len(jobs)} images were written" if len(jobs) > 1 else ""
-        raise ValueError(f"{failed[0]}{rest}")
+        raise ValueError(first + f"; {len(written)} of {len(jobs)} images were written" * (len(jobs) > 1))

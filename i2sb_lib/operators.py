@@ -23,7 +23,8 @@ class Degradation:
     """An operator H. Call it as H(x, generator=None); `linear` says whether `adjoint` exists.
 
     What is random is drawn on the generator's device and moved; a sequence of generators, one for each
-    image, gives an image the same result in every batch. Raises ValueError for an option outside LIMITS.
+    image, gives an image the same result in every batch. Raises ValueError for an option outside LIMITS
+    and for an even kernel_size, whose blur would move the image by half a pixel.
     """
 
     linear: ClassVar[bool] = False
@@ -33,6 +34,8 @@ class Degradation:
             (low, high), value = LIMITS[name], getattr(self, name)
             if not low <= value <= high:
                 raise ValueError(f"expected {name} from {low:g} to {high:g}, got {value}")
+        if (size := getattr(self, "kernel_size", 1)) % 2 == 0:
+            raise ValueError(f"expected an odd kernel_size, got {size}")
 
     def apply(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """The operator itself, on checked input."""

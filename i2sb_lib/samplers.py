@@ -48,6 +48,13 @@ def check_grid(times: Tensor) -> Tensor:
     return times
 
 
+def _whole(k: Any) -> int:
+    """A whole number as Python's own; TypeError for any other value, and for a yes or no."""
+    if isinstance(k, bool):
+        raise TypeError(f"expected a whole number, got {k}")
+    return index(k)
+
+
 def generators(seed: int | Sequence[int], count: int) -> list[torch.Generator]:
     """CPU generators for `count` images, each its own: from (seed, position), or from one seed for each.
 
@@ -56,10 +63,10 @@ def generators(seed: int | Sequence[int], count: int) -> list[torch.Generator]:
     anything but a whole number or `count` of them.
     """
     try:
-        keys = [(index(seed), i) for i in range(count)]  # type: ignore[arg-type]
+        keys = [(_whole(seed), i) for i in range(count)]
     except TypeError:
         try:
-            keys = [(index(k), 0) for k in seed]  # type: ignore[union-attr]
+            keys = [(_whole(k), 0) for k in seed]  # type: ignore[union-attr]
         except TypeError:
             raise ValueError(f"expected a whole number as seed or one for each image, got {seed!r}") from None
     if len(keys) != count:

@@ -1,4 +1,4 @@
-"""Where photographs come from: a folder, a zip, parquet in the hub's format, or the hub itself.
+"""Where photographs come from: a folder, a zip, parquet in the hub's format, the hub itself, or one file.
 
 What is taken of a source, and what of it is left, is said in a warning. A picture that cannot be read is
 the matter of whoever opens it; a source that cannot be read is one ValueError with its name.
@@ -49,7 +49,11 @@ def open_source(source: str, split: str | None) -> tuple[list[Path], Pictures]:
         return [path], _parquet([path])
     if kind == ".zip" and path.is_file():
         return [path], _zip(path, split)
-    raise ValueError(f"{source}: expected a folder, a .zip or a .parquet file, got none there")
+    if kind in SUFFIXES and path.is_file():
+        _of_split([""], split, source)
+        return [path], [(source, partial(open_image, path))]
+    got = f"got a file of another kind ({kind or 'no suffix'})" if path.exists() else "got none there"
+    raise ValueError(f"{source}: expected a folder, a .zip, a .parquet file or an image, {got}")
 
 
 def _say_left(source: str | Path, files: list[Any], skipped: Counter[str]) -> None:
@@ -116,8 +120,12 @@ def _zip(path: Path, split: str | None) -> Pictures:
         archive = zipfile.ZipFile(path)
     except Exception as error:
         raise unreadable(path, "a complete zip file", error) from None
-    entries = {info.filename.replace("\\", "/"): info for info in archive.infolist()}
-    inside = {name: info for name, info in entries.items() if name[-1:] != "/" and not is_hidden(name)}
+    entries = [(info.filename.replace("\\", "/"), info) for info in archive.infolist()]
+    entries = [(name, info) for name, info in entries if name[-1:] != "/" and not is_hidden(name)]
+    inside = dict(entries)
+    if twice := [name for name, count in Counter(name for name, _ in entries).items() if count > 1]:
+        what = f"{len(entries) - len(inside)} entries whose names come again later, as {twice[0]!r}"
+        warnings.warn(f"{path}: left out {what}: the last is taken, as in unpacking", stacklevel=2)
     kinds = {name: PurePosixPath(name).suffix.lower() for name in sorted(inside)}
     names = [name for name, kind in kinds.items() if kind in SUFFIXES]
     _say_left(path, names, Counter(k or "no suffix" for k in kinds.values() if k not in SUFFIXES))

@@ -154,7 +154,13 @@ def test_the_smallest_images_can_be_measured(lpips_weights):
 
 def test_only_a_psnr_may_be_infinite(pair, monkeypatch):
     x = to_float(to_uint8(pair[1]))
-    assert evaluate(x, x, ["psnr"])["psnr"].value == float("inf")
+    with pytest.warns(UserWarning, match=r"6 of 6 images are the clean ones to the byte, .* infinite$"):
+        assert evaluate(x, x, ["psnr"])["psnr"].value == float("inf")
+    y = torch.cat([x[:1], -x[1:]])  # one that is exact must not hide the others
+    with pytest.warns(UserWarning, match=r"psnr: 1 of 6 .*; the others' is \d+\.\d\d$") as said:
+        assert evaluate(y, x, ["psnr"])["psnr"].value == float("inf")
+    assert said[0].filename == __file__
+    assert f"{float(evaluate(-x[1:], x[1:], ['psnr'])['psnr'].value):.2f}" in str(said[0].message)
     monkeypatch.setattr("i2sb_lib.evaluation._fidelity", lambda *a: {"kid": Metric(float("nan"), 0, 0)})
     with pytest.raises(ValueError, match="kid: expected a number, got nan from 6 images"):
         evaluate(x, x, ["kid", "psnr"])

@@ -84,6 +84,16 @@ def test_an_output_that_cannot_be_written_is_found_before_images_are_read(tiny, 
         limited_files(limit)
 
 
+def test_a_run_that_is_refused_leaves_no_folder(tiny, tmp_path):
+    lost = dataclasses.replace(tiny, data=str(tmp_path / "absent"), out=str(tmp_path / "new" / "er" / "run"))
+    assert "expected a folder" in refusal(train, lost)
+    assert not (tmp_path / "new").exists()
+    faults.check_writable(tmp_path / "new" / "er")
+    (tmp_path / "there").mkdir()
+    faults.check_writable(tmp_path / "there")
+    assert [p.name for p in tmp_path.iterdir()] == ["there"]
+
+
 def test_tensorboard_that_is_not_installed_is_named(tiny, no_images, monkeypatch):
     for name in ("tensorboard", "torch.utils.tensorboard"):
         monkeypatch.setitem(__import__("sys").modules, name, None)

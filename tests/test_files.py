@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, script
+from safetensors.torch import save_file
 
 from i2sb_lib import files
 from i2sb_lib.files import atomic_write, git_commit
@@ -50,7 +51,7 @@ def test_a_killed_process_leaves_no_picture_and_no_damage(tmp_path):
     assert list_images(tmp_path)[0] == [tmp_path / "a.png"]
 
 
-def test_an_error_keeps_the_old_file_and_a_new_one_has_the_usual_rights(tmp_path):
+def test_an_error_keeps_the_old_file(tmp_path):
     path = tmp_path / "deep" / "er" / f"{'n' * 250}.json"  # as long as a name may be
     atomic_write(path, lambda p: p.write_text("old"))
 
@@ -62,8 +63,24 @@ def test_an_error_keeps_the_old_file_and_a_new_one_has_the_usual_rights(tmp_path
         atomic_write(path, fail)
     assert path.read_text() == "old"
     assert [f.name for f in path.parent.iterdir()] == [path.name]
-    (tmp_path / "plain").write_text("")
-    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+
+
+def mode(path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="rights are POSIX's")
+def test_a_file_has_the_rights_that_opening_it_would_give(tmp_path):
+    """safetensors makes files that only their owner can read."""
+    path, before = tmp_path / "a.safetensors", os.umask(0o027)
+    try:
+        atomic_write(path, lambda p: save_file({"x": torch.zeros(1)}, p))
+        assert mode(path) == 0o640
+        path.chmod(0o600)
+        atomic_write(path, lambda p: p.write_text("new"))
+        assert mode(path) == 0o600
+    finally:
+        os.umask(before)
 
 
 def git(folder, *args):

@@ -164,6 +164,29 @@ def test_what_fails_on_one_image_does_not_stop_a_folder(tmp_path, monkeypatch, e
     assert set(tree(tmp_path / "out")) == {"a.png", "c.png"}
 
 
+def test_what_all_images_fail_by_is_told_once(tmp_path, capsys):
+    lay(tmp_path, "in/a.png", "in/b.png", "in/deep/c.png")
+    said = told("degrade", tmp_path / "in", tmp_path / "out", "--options", "kernel_size", "55")
+    sides = "expected sides of at least 28 pixels for 55 taps, got 20"
+    assert said == f"i2sb: {tmp_path / 'in'}: {sides}; 0 of 3 images were written"
+    assert capsys.readouterr().err == ""
+    photograph(0, 40, 40).save(tmp_path / "in" / "a.png")
+    told("degrade", tmp_path / "in", tmp_path / "out", "--options", "kernel_size", "55")
+    assert capsys.readouterr().err == f"i2sb: {tmp_path / 'in' / 'deep' / 'c.png'}: {sides}\n"
+
+
+@pytest.mark.parametrize(
+    "option", ["kernel_size 6", "kernel_size nan", "kernel_size inf", "kernel_size 7.5", "sigma nan", "fog 1"]
+)
+def test_an_option_that_no_image_can_have_is_refused_before_any_is_read(tmp_path, monkeypatch, option):
+    lay(tmp_path, "in/a.png", "in/b.png")
+    monkeypatch.setattr(folders, "open_image", lambda file: pytest.fail("an image was opened"))
+    said = told("degrade", tmp_path / "in", tmp_path / "out", "--options", *option.split())
+    assert option.split()[0] in said
+    assert ".png" not in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_fault_of_the_program_is_not_hidden(tmp_path, monkeypatch):
     lay(tmp_path, "a.png")
     monkeypatch.setattr(cli, "create_degradation", lambda *a, **k: lambda x, g: 1 / 0)
@@ -171,7 +194,7 @@ def test_a_fault_of_the_program_is_not_hidden(tmp_path, monkeypatch):
         main(["degrade", str(tmp_path / "a.png"), str(tmp_path / "out")])
 
 
-def test_ctrl_c_leaves_whole_files_only(tmp_path, monkeypatch):
+def test_ctrl_c_leaves_whole_files_only_and_says_how_many(tmp_path, monkeypatch, capsys):
     lay(tmp_path, *(f"in/{name}.png" for name in "abc"))
     save = Image.Image.save
 
@@ -185,7 +208,9 @@ def test_ctrl_c_leaves_whole_files_only(tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as stop:
         main(["degrade", str(tmp_path / "in"), str(tmp_path / "out"), "--name", "none"])
     assert stop.value.code == 130
-    assert set(tree(tmp_path / "out")) == {"a.png"}
+    out = tmp_path / "out"
+    assert capsys.readouterr().err == f"i2sb: stopped: 1 of 3 images were written to {out}\n"
+    assert set(tree(out)) == {"a.png"}
     assert torch.equal(to_tensor(Image.open(tmp_path / "out" / "a.png")), to_tensor(photograph(0)))
 
 

@@ -173,6 +173,16 @@ def test_what_is_no_image_is_counted_and_said(tmp_path):
         load_images(tmp_path / "tree", size=16)
 
 
+def test_one_picture_is_a_source_and_other_files_are_named(tmp_path):
+    spread(tmp_path, ["one.PNG"])
+    assert heard(tmp_path / "one.PNG") == heard(tmp_path / "one.PNG", "train") == (1, [])
+    with pytest.raises(ValueError, match="expected split 'test', got no splits"):
+        load_images(tmp_path / "one.PNG", "test", 16)
+    photograph(0).save(tmp_path / "two.gif")
+    with pytest.raises(ValueError, match=r"two\.gif: expected .* image, got a file of another kind \(\.gif"):
+        load_images(tmp_path / "two.gif", size=16)
+
+
 def test_linked_folders_and_what_our_runs_wrote(tmp_path):
     """A run's folder inside its own data: it can be resumed and evaluated again on the same images."""
     spread(tmp_path / "tree", ["a.png", "b.png"])
@@ -193,6 +203,19 @@ class TestZip:
         entries = {"x.png/": b"", "train\\a.png": data, "test\\b.png": data, "test\\c.PNG": data}
         file = zipped(tmp_path / "a.zip", entries)
         assert [heard(file, split)[0] for split in ("train", "test")] == [1, 2]
+
+    @pytest.mark.filterwarnings("ignore:Duplicate name")
+    def test_of_two_entries_of_one_name_the_last_is_taken_and_it_is_said(self, tmp_path):
+        names = ["a.png", "b/c.png", "a.png", "b\\c.png", "__MACOSX/x.png", "__MACOSX/x.png"]
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+            for i, name in enumerate(names):
+                archive.writestr(name, png(photograph(i)))
+        count, (said,) = heard(tmp_path / "a.zip")
+        assert (count, said) == (2, "left out 2 entries whose names come again later, as 'a.png': the last "
+                                 "is taken, as in unpacking")  # fmt: skip
+        with pytest.warns(UserWarning, match="come again"):
+            images = load_images(tmp_path / "a.zip", size=20)
+        assert torch.equal(images, torch.stack([pixels(photograph(i)) for i in (2, 3)]))
 
     @pytest.mark.parametrize("method", ["STORED", "DEFLATED", "BZIP2", "LZMA"])
     def test_a_damaged_one_is_one_sentence(self, tmp_path, method):
@@ -288,7 +311,7 @@ class TestHub:
         monkeypatch.chdir(tmp_path)
         spread(tmp_path, ["photos/a.png"])
         for source in ("photos/b", "./photo", "../photos", "photo", str(tmp_path / "photo"), "a/b/c"):
-            with pytest.raises(ValueError, match=f"^{source}: expected a folder, a .zip or a .parquet file"):
+            with pytest.raises(ValueError, match=f"^{source}: expected a folder, a .zip, a .*got none there"):
                 load_images(source)
         assert not asked
 
