@@ -1,0 +1,211 @@
+"""What the pages show of a notebook: a Sphinx extension. The notebooks themselves stay as they are.
+
+Before a notebook is parsed, `page` drops the Colab bootstrap, moves what only sets up into the next folded cell,
+and turns the checks of each cell into one line that opens. Then: link previews, and no Thebe, which the book
+does not use and whose script is otherwise on every page, twice.
+"""
+
+import ast
+import json
+import re
+from html import escape
+from typing import Any
+
+from docutils import nodes
+from docutils.parsers.rst import Directive
+from myst_nb.sphinx_ import HideCodeCellNode
+from sphinx.application import Sphinx
+from sphinx.transforms.post_transforms import SphinxPostTransform
+
+FOLDED = {"hide-input", "hide-cell"}
+LEDGER = "book/appendix_c_ledger"
+
+
+def page(notebook: dict[str, Any]) -> dict[str, Any]:
+    """The notebook as its page shows it: no bootstrap, one fold before a figure, one line of checks a cell."""
+    cells, waiting = [], []  # waiting: set-up and helpers that the next folded cell takes in
+    for cell in notebook["cells"][1:]:
+        if cell["cell_type"] == "code":
+            if not cell["outputs"] and (is_folded(cell) or is_setup(cell)):
+                waiting.append(cell)
+                continue
+            if is_folded(cell):
+                cell["source"] = "\n\n\n".join(source(c) for c in [*waiting, cell])
+                waiting = []
+            else:
+                if not all(map(is_setup, waiting)):  # its helpers come before it
+                    cells, waiting = [*cells, fold(waiting)], []
+            cell["outputs"] = one_line(cell["outputs"])
+            if "hide-cell" in cell["metadata"].get("tags", []) and cell["outputs"] == checks_of(cell):
+                cell["metadata"]["tags"] = ["hide-input"]
+        cells.append(cell)
+    return {**notebook, "cells": cells + ([fold(waiting)] if waiting else [])}
+
+
+def source(cell: dict[str, Any]) -> str:
+    return "".join(cell["source"])
+
+
+def is_folded(cell: dict[str, Any]) -> bool:
+    return bool(FOLDED & set(cell["metadata"].get("tags", [])))
+
+
+def is_setup(cell: dict[str, Any]) -> bool:
+    """Whether a cell imports: what else such a cell holds is preparation too."""
+    try:
+        return any(isinstance(node, ast.Import | ast.ImportFrom) for node in ast.parse(source(cell)).body)
+    except SyntaxError:  # a magic
+        return False
+
+
+def fold(cells: list[dict[str, Any]]) -> dict[str, Any]:
+    """One folded cell with the code of several."""
+    return {**cells[-1], "source": "\n\n\n".join(map(source, cells)), "metadata": {"tags": ["hide-input"]}}
+
+
+def one_line(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A cell's outputs with those of `check` gathered into one, behind the others."""
+    records = [r for o in outputs if (r := o.get("metadata", {}).get("i2sb_check"))]
+    others = [o for o in outputs if not o.get("metadata", {}).get("i2sb_check")]
+    text = "```{checks}\n" + json.dumps(records) + "\n```"
+    line = {"output_type": "display_data", "data": {"text/markdown": text}, "metadata": {"i2sb_checks": True}}
+    return [*others, line] if records else others
+
+
+def checks_of(cell: dict[str, Any]) -> list[dict[str, Any]]:
+    return [o for o in cell["outputs"] if o.get("metadata", {}).get("i2sb_checks")]
+
+
+class Checks(nodes.General, nodes.Element):
+    """The records that the checks of one cell left."""
+
+
+class ChecksDirective(Directive):
+    has_content = True
+
+    def run(self) -> list[nodes.Node]:
+        return [Checks(records=json.loads("\n".join(self.content)))]
+
+
+class ChecksLine(SphinxPostTransform):
+    """✓ 6 checks of Theorem 11.2: opens to say what was measured against which bound."""
+
+    default_priority = 5
+
+    def run(self, **_: Any) -> None:
+        for node in list(self.document.findall(Checks)):
+            records = node["records"]
+            names = {r["claim"]: self.name(r["claim"]) for r in records}
+            known = list(dict.fromkeys(name for name, _ in names.values() if name))
+            of = f" of {listed(known)}" if known else ""
+            lines = [(names[r["claim"]], said(r)) for r in records]
+            if self.app.builder.format != "html":
+                node.replace_self(nodes.paragraph("", f"✓ {counted(len(records))}{of}"))
+                continue
+            items = "".join(f"<li>{linked(*name)}{escape(text)}</li>" for name, text in lines)
+            ledger = self.app.builder.get_relative_uri(self.env.docname, LEDGER)
+            body = f'<ul>{items}</ul><p><a href="{ledger}">Ledger of claims</a></p>'
+            head = f'<summary><span aria-hidden="true">✓</span> {counted(len(records))}{escape(of)}</summary>'
+            html = f'<details class="checks">{head}{body}</details>'
+            node.replace_self(nodes.raw("", html, format="html"))
+
+    def name(self, claim: str) -> tuple[str, str]:
+        """("Theorem 11.2", its address), or two empty strings for a claim that is no numbered statement."""
+        env, builder = self.env, self.app.builder
+        if statement := getattr(env, "proof_list", {}).get(claim):
+            place, label = statement["docname"], claim
+            number = env.toc_fignumbers.get(place, {}).get(statement["countertype"], {}).get(claim)
+            kind = statement["realtype"].title()
+        elif claim in env.domaindata["std"]["anonlabels"]:
+            place, label = env.domaindata["std"]["anonlabels"][claim]
+            number, kind = env.toc_fignumbers.get(place, {}).get("figure", {}).get(label), "Figure"
+        else:
+            return "", ""
+        address = builder.get_relative_uri(env.docname, place) + "#" + label
+        return (f"{kind} {'.'.join(map(str, number))}", address) if number else ("", "")
+
+
+def counted(number: int) -> str:
+    return f"{number} check{'s' * (number > 1)}"
+
+
+def listed(names: list[str]) -> str:
+    """At most three names, and how many more there are."""
+    shown = names if len(names) <= 3 else [*names[:2], f"{len(names) - 2} more"]
+    return " and ".join([", ".join(shown[:-1]), shown[-1]] if shown[1:] else shown)
+
+
+def said(record: dict[str, Any]) -> str:
+    bound = record["limit"]
+    limit = f"[{bound[0]:g}, {bound[1]:g}]" if isinstance(bound, list) else f"{bound:g}"
+    what = record["what"] or record["claim"]
+    return f"{what} {record['sign']} {limit} (measured {record['measured']:.3g})"
+
+
+def linked(name: str, address: str) -> str:
+    return f'<a href="{escape(address)}">{escape(name)}</a>: ' if name else ""
+
+
+def open_fold(translator: Any, node: HideCodeCellNode) -> None:
+    translator.body.append('<details class="fold"><summary>Code</summary>\n')
+
+
+def close_fold(translator: Any, node: HideCodeCellNode) -> None:
+    translator.body.append("</details>\n")
+
+
+def read(app: Sphinx, docname: str, content: list[str]) -> None:
+    """Sphinx's source-read: a notebook becomes its page."""
+    if app.env.doc2path(docname).endswith(".ipynb"):
+        content[0] = json.dumps(page(json.loads(content[0])))
+
+
+def summary(doctree: nodes.document) -> str:
+    """The first paragraph without formulas, cut at a word."""
+    for paragraph in doctree.findall(nodes.paragraph):
+        copy = paragraph.deepcopy()
+        if any(copy.findall(nodes.math)) or len(copy.astext()) < 40:
+            continue
+        text = re.sub(r"\s+", " ", copy.astext())
+        return text if len(text) <= 200 else text[:200].rsplit(" ", 1)[0] + " …"
+    return ""
+
+
+def finish(app: Sphinx, name: str, template: str, context: dict[str, Any], doctree: nodes.document) -> None:
+    """Sphinx's html-page-context: link preview."""
+    if doctree is None:
+        return
+    *_, owner, book = app.config.html_theme_options["repository_url"].split("/")
+    base = app.config.html_baseurl.rstrip("/") or f"https://{owner}.github.io/{book}"
+    title = re.sub("<[^>]*>", "", context["title"]) if name != app.config.root_doc else app.config.html_title
+    tags = {
+        "og:type": "article",
+        "og:title": title,
+        "og:site_name": app.config.html_title,
+        "og:description": summary(doctree),
+        "og:url": f"{base}/{name}.html",
+        "og:image": f"{base}/_static/preview.png",
+        "og:image:alt": "A restored face and the walks of a bridge",
+        "twitter:card": "summary_large_image",
+    }
+    lines = [f'<meta property="{key}" content="{escape(value)}" />' for key, value in tags.items() if value]
+    lines.append(f'<meta name="description" content="{escape(tags["og:description"])}" />')
+    context["metatags"] = context.get("metatags", "") + "\n" + "\n".join(lines)
+
+
+def without_thebe(app: Sphinx) -> None:
+    """Take back what sphinx_thebe, which Jupyter Book always loads, has asked for."""
+    for listeners in app.events.listeners.values():
+        listeners[:] = [each for each in listeners if each.handler.__module__ != "sphinx_thebe"]
+    app.registry.css_files[:] = [css for css in app.registry.css_files if css[0] != "sphinx-thebe.css"]
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    without_thebe(app)
+    app.add_directive("checks", ChecksDirective)
+    app.add_node(Checks)
+    app.add_node(HideCodeCellNode, override=True, html=(open_fold, close_fold))
+    app.add_post_transform(ChecksLine)
+    app.connect("source-read", read)
+    app.connect("html-page-context", finish)
+    return {"version": "1", "env_version": 1, "parallel_read_safe": True, "parallel_write_safe": True}

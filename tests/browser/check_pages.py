@@ -1,0 +1,294 @@
+"""Open every page of the built book in headless Chromium and say what is wrong: `make check-book`.
+
+    python tests/browser/check_pages.py [_build/html]
+
+Exits 1 with one line for each fault: a console error, a request that fails or leaves the site, a formula left
+as LaTeX, a link or an anchor that leads nowhere, a page that is too long or too heavy, something wider than the
+page, a serious finding of axe in light or in dark, a search that misses; 2 where there is no Chromium.
+Tables of what overflows its column are printed with --overflow.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urldefrag, urlsplit
+
+AXE = Path(__file__).with_name("axe.min.js")
+BROWSERS = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome"]
+QUIET = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --disable-extensions --remote-debugging-port=0 "
+    "--remote-allow-origins=* --hide-scrollbars"
+).split()
+TALLEST, HEAVIEST = 15_000, 1_500_000  # pixels at 1440; bytes of a page and its own pictures
+
+# Pages that are too long while their text is being shortened; one that no longer is must leave this list.
+KNOWN_TALL: set[str] = set()
+
+# What a page says about itself once its mathematics is set.
+PROBE = r"""(async () => {
+  await window.MathJax?.startup?.promise;
+  await document.fonts.ready;
+  const number = (e) => e.querySelector("[id^='mjx-eqn'], .eqno")?.innerText.replace(/[^().\d]/g, "") ?? "";
+  const over = (e) => e.scrollWidth - e.clientWidth;
+  const name = (e) => (e.closest("[id]")?.id ?? "") + ": " + e.textContent.trim().slice(0, 50);
+  const article = document.querySelector(".bd-article") ?? document.body;
+  const texts = document.createTreeWalker(article, NodeFilter.SHOW_TEXT, (n) =>
+    n.parentElement.closest("pre, code, script, style, mjx-container") || !/\\[([]|\$\$/.test(n.data)
+      ? NodeFilter.FILTER_REJECT : NodeFilter.FILTER_ACCEPT);
+  const raw = []; while (texts.nextNode()) raw.push(texts.currentNode.data.trim().slice(0, 60));
+  const seen = (e) => e.checkVisibility();
+  return JSON.stringify({
+    title: document.title, height: document.documentElement.scrollHeight,
+    width: document.documentElement.scrollWidth - window.innerWidth,
+    math: article.querySelectorAll("mjx-container").length, marked: article.querySelectorAll(".math").length,
+    raw, mathErrors: [...article.querySelectorAll("mjx-merror, [data-mjx-error]")].map(name),
+    formulas: [...article.querySelectorAll("div.math")].filter((e) => seen(e) && over(e) > 1)
+      .map((e) => [number(e), over(e), e.closest("section")?.id ?? ""]),
+    code: [...article.querySelectorAll(".highlight pre")].filter((e) => seen(e) && over(e) > 1).map(name),
+    tables: [...article.querySelectorAll("table")].filter((e) => seen(e) && over(e.parentElement) > 1).map(name),
+    unreachable: [...article.querySelectorAll("*")].filter((e) => seen(e) && over(e) > 1
+      && getComputedStyle(e).overflowX === "auto" && e.tabIndex < 0).map(name),
+    ids: [...document.querySelectorAll("[id]")].map((e) => e.id),
+    links: [...document.querySelectorAll("a[href]")].map((e) => e.href),
+  });
+})()"""
+
+AXE_RUN = """(async () => {
+  document.documentElement.dataset.theme = "THEME";
+  const found = await axe.run({exclude: [["mjx-container"], [".jp-none"]]}, {resultTypes: ["violations"]});
+  return JSON.stringify(found.violations.filter((v) => ["serious", "critical"].includes(v.impact))
+    .map((v) => [v.id, v.nodes.length, v.nodes[0].target.join(" "), v.nodes[0].html.slice(0, 160)]));
+})()"""
+
+
+class Browser:
+    """One tab of a headless Chromium, driven through its DevTools protocol."""
+
+    def __init__(self, program: str) -> None:
+        import urllib.request
+
+        import websocket  # websocket-client
+
+        self.profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        command = [program, *QUIET, f"--user-data-dir={self.profile.name}", "about:blank"]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        port = Path(self.profile.name, "DevToolsActivePort")
+        for _ in range(300):
+            if port.exists() and port.read_text().strip():
+                break
+            if self.process.poll() is not None:
+                raise RuntimeError(f"{program} did not start: exit status {self.process.returncode}")
+            time.sleep(0.1)
+        address = f"http://127.0.0.1:{port.read_text().split()[0]}/json"
+        tabs = json.load(urllib.request.urlopen(address))
+        tab = next(t for t in tabs if t["type"] == "page")
+        self.socket = websocket.create_connection(tab["webSocketDebuggerUrl"], timeout=120)
+        self.events: list[dict[str, Any]] = []
+        self.count = 0
+        for domain in ["Page", "Runtime", "Network", "Log"]:
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
+        """Send a command and wait for its result; events that come first are kept."""
+        self.count += 1
+        self.socket.send(json.dumps({"id": self.count, "method": method, "params": params}))
+        while (message := json.loads(self.socket.recv())).get("id") != self.count:
+            self.events.append(message)
+        if "error" in message:
+            raise RuntimeError(f"{method}: {message['error']['message']}")
+        return message["result"]
+
+    def evaluate(self, script: str) -> Any:
+        """The value of a script, awaited; JSON text is decoded."""
+        done = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        if "exceptionDetails" in done:
+            raise RuntimeError(str(done["exceptionDetails"].get("exception", {}).get("description")))
+        value = done["result"].get("value")
+        return json.loads(value) if isinstance(value, str) and value[:1] in "[{" else value
+
+    def open(self, url: str, width: int = 1440, height: int = 1000, dark: bool = False) -> None:
+        """Load a page at a width and wait until nothing of it is outstanding."""
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
+        )
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.call("Emulation.setEmulatedMedia", features=[scheme])
+        self.events = []
+        self.call("Page.navigate", url=url)
+        while not any(e.get("method") == "Page.loadEventFired" for e in self.events):
+            self.events.append(json.loads(self.socket.recv()))
+
+    def screenshot(self, file: Path) -> None:
+        import base64
+
+        file.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
+
+    def close(self) -> None:
+        self.socket.close()
+        self.process.terminate()
+        self.process.wait()
+        self.profile.cleanup()
+
+
+def faults_of_loading(events: list[dict[str, Any]], origin: str) -> Iterator[str]:
+    """Console errors, and requests that failed or left the site."""
+    urls: dict[str, str] = {}
+    for event in events:
+        method, body = event.get("method"), event.get("params", {})
+        if method == "Runtime.exceptionThrown":
+            details = body["exceptionDetails"]
+            yield f"script error: {details.get('exception', {}).get('description', details['text'])[:200]}"
+        elif method == "Log.entryAdded" and body["entry"]["level"] == "error":
+            yield f"console: {body['entry']['text'][:200]} {body['entry'].get('url', '')}"
+        elif method == "Runtime.consoleAPICalled" and body["type"] in ("error", "assert"):
+            yield f"console: {[a.get('value', a.get('description')) for a in body['args']]}"[:240]
+        elif method == "Network.requestWillBeSent":
+            urls[body["requestId"]] = body["request"]["url"]
+            if not body["request"]["url"].startswith((origin, "data:", "blob:")):
+                yield f"leaves the site: {body['request']['url'][:150]}"
+        elif method == "Network.loadingFailed" and not body.get("canceled"):
+            yield f"failed: {urls.get(body['requestId'], '')[:150]} {body['errorText']}"
+
+
+def weight(events: list[dict[str, Any]]) -> int:
+    """Bytes of a page's own document and pictures; scripts, styles and fonts are shared by all pages."""
+    own = {
+        e["params"]["requestId"]
+        for e in events
+        if e.get("method") == "Network.responseReceived" and e["params"]["type"] in ("Document", "Image")
+    }
+    ends = (e["params"] for e in events if e.get("method") == "Network.loadingFinished")
+    return int(sum(p["encodedDataLength"] for p in ends if p["requestId"] in own))
+
+
+def faults_of_page(page: dict[str, Any], name: str) -> Iterator[str]:
+    if page["marked"] and not page["math"]:
+        yield "no formula is set"
+    yield from (f"left as LaTeX: {text}" for text in page["raw"])
+    yield from (f"MathJax cannot set: {text}" for text in page["mathErrors"])
+    if page["height"] > TALLEST and name not in KNOWN_TALL:
+        yield f"{page['height']:,} pixels tall at 1440, expected at most {TALLEST:,}"
+    if page["height"] <= TALLEST and name in KNOWN_TALL:
+        yield "no longer too tall: take it out of KNOWN_TALL"
+    if page["width"] > 0:
+        yield f"scrolls sideways by {page['width']} pixels"
+    yield from (f"scrolls, but no key reaches it: {text}" for text in page["unreachable"])
+    if doubled := sorted({i for i in page["ids"] if page["ids"].count(i) > 1 and not i.startswith("mjx")}):
+        yield f"the same id twice: {doubled[:5]}"
+
+
+def faults_of_links(pages: dict[str, dict[str, Any]], origin: str, html: Path) -> Iterator[str]:
+    for name, page in pages.items():
+        for link in sorted(set(page["links"])):
+            address, anchor = urldefrag(link)
+            if not address.startswith(origin):
+                continue
+            target = unquote(urlsplit(address).path).lstrip("/") or "index.html"
+            if not (html / target).exists():
+                yield f"{name}: a link to {target}, which does not exist"
+            elif anchor and target in pages and unquote(anchor) not in pages[target]["ids"]:
+                yield f"{name}: no anchor {anchor} in {target}"
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def found_by_search(browser: Browser, origin: str, word: str) -> list[str]:
+    """Addresses that the search page lists for a word, after it has stopped growing."""
+    browser.open(f"{origin}/search.html?q={word}")
+    script = "JSON.stringify([...document.querySelectorAll('#search-results li a')].map((a) => a.href))"
+    found: list[str] = []
+    for _ in range(100):
+        time.sleep(0.2)
+        if (now := browser.evaluate(script)) and now == found:
+            break
+        found = now
+    return found
+
+
+def check(html: Path, program: str, overflow: bool, shots: Path | None, only: str) -> list[str]:
+    """Every fault of the book, one line each."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(html)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    origin = f"http://127.0.0.1:{server.server_address[1]}"
+    names = sorted(str(f.relative_to(html)) for f in [*html.glob("*.html"), *html.glob("book/*.html")])
+    names = [n for n in names if n != "search.html" and only in n]
+    browser, faults, pages = Browser(program), [], {}
+    axe = AXE.read_text()
+    try:
+        for name in names:
+            browser.open(f"{origin}/{name}")
+            page = pages[name] = browser.evaluate(PROBE)
+            own = [*faults_of_loading(browser.events, origin), *faults_of_page(page, name)]
+            if (bytes_ := weight(browser.events)) > HEAVIEST:
+                own.append(f"{bytes_ / 1e6:.1f} MB, expected at most {HEAVIEST / 1e6}")
+            browser.evaluate(axe + ";0")
+            for theme in ["light", "dark"]:
+                for rule, count, where, what in browser.evaluate(AXE_RUN.replace("THEME", theme)):
+                    own.append(f"axe, {theme}: {rule}, {count} times, first {where}: {what}")
+            print(f"{name:40} {page['height']:6,} px {bytes_ / 1e6:5.2f} MB  {len(own)} faults", flush=True)
+            if overflow:
+                for kind in ["formulas", "code", "tables"]:
+                    print(*(f"    {kind}: {each}" for each in page[kind]), sep="\n", end="\n" * bool(page[kind]))
+            for width, dark in [(1280, False), (390, False), (1280, True)] if shots else []:
+                browser.open(f"{origin}/{name}", width, 2400 if width > 400 else 1600, dark)
+                browser.evaluate(PROBE)
+                shot = name.replace("/", "-").replace(".html", f"-{width}{'-dark' * dark}.png")
+                browser.screenshot(shots / shot)
+            browser.open(f"{origin}/{name}", 390)
+            if (narrow := browser.evaluate(PROBE))["width"] > 0:
+                own.append(f"scrolls sideways by {narrow['width']} pixels at a width of 390")
+            faults += [f"{name}: {fault}" for fault in own]
+        if not only:
+            faults += faults_of_links(pages, origin, html)
+            if not any("06_" in a for a in found_by_search(browser, origin, "posterior")):
+                faults.append('search.html: "posterior" does not find chapter 6')
+        some = next((n for n in names if "06_" in n), names[0])
+        browser.open((html / some).resolve().as_uri())
+        local = browser.evaluate(PROBE)
+        lost = [*faults_of_loading(browser.events, "file://"), *faults_of_page(local, some)]
+        faults += [f"{some} opened as a file: {fault}" for fault in lost]
+    finally:
+        browser.close()
+        server.shutdown()
+    return faults
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Check the built book in headless Chromium.")
+    parser.add_argument("html", nargs="?", type=Path, default=Path("_build/html"))
+    parser.add_argument("--overflow", action="store_true", help="print what is wider than its column")
+    parser.add_argument("--shots", type=Path, help="a folder for screenshots: desktop, phone, dark")
+    parser.add_argument("--only", default="", help="pages whose name contains this")
+    options = parser.parse_args()
+    program = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    if program is None:
+        print("No Chromium was found: install chromium or google-chrome, or name one in CHROMIUM.")
+        return 2
+    if not (options.html / "index.html").exists():
+        print(f"No book at {options.html}: make book builds it.")
+        return 2
+    if options.shots:
+        options.shots.mkdir(parents=True, exist_ok=True)
+    faults = check(options.html, program, options.overflow, options.shots, options.only)
+    print(*faults, sep="\n")
+    print(f"{len(faults)} faults" if faults else "The pages are in order.")
+    return int(bool(faults))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
