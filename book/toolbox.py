@@ -16,6 +16,7 @@ from IPython.display import display
 from scipy import stats
 
 from i2sb_lib import Bridge, Schedule
+from i2sb_lib.checks import check
 from i2sb_lib.gaussian_mixtures import Mixture, MixtureBridge
 
 
@@ -78,6 +79,15 @@ def chi_square(counts: Any, expected: Any, least: float = 10) -> float:
     small = expected < least
     pooled = [np.append(v[~small], v[small].sum()) if small.any() else v for v in (counts, expected)]
     return float(stats.chisquare(*pooled).pvalue)
+
+
+def grade(claim: str, answer: Any, truth: Any, at_most: float, what: str) -> None:
+    """`check` an exercise's answer by its root mean square distance from the truth; None is no answer yet."""
+    if answer is None:
+        print(f"{claim}: write your answer above, and run this cell again")
+        return
+    gap = np.asarray(answer, dtype=float) - np.asarray(truth, dtype=float)
+    check(claim, np.sqrt(np.mean(gap**2)), at_most=at_most, what=what)
 
 
 PLAYER = Template("""<div style="background:#fff;color:#222;border-radius:6px;padding:8px;max-width:700px">

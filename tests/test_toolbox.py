@@ -38,6 +38,16 @@ def test_chi_square_is_pearsons_and_pools_rare_cells():
     assert TOOLBOX.chi_square([60, 40], [1, 1]) == pytest.approx(all_large)
 
 
+def test_grade_waits_for_an_answer_and_tells_right_from_wrong(capsys):
+    truth = torch.tensor([1.0, 2.0])
+    TOOLBOX.grade("ex-a", None, truth, 0.1, "error")
+    assert "write your answer" in capsys.readouterr().out
+    TOOLBOX.grade("ex-a", truth + 0.05, truth, 0.1, "error")
+    assert capsys.readouterr().out == "✓ ex-a: error ≤ 0.1\n"
+    with pytest.raises(AssertionError, match=r"0\.2, expected ≤ 0\.1"):
+        TOOLBOX.grade("ex-a", truth + 0.2, truth, 0.1, "error")
+
+
 def test_the_examples_are_laws():
     for bridge in (TOOLBOX.two_humps(), TOOLBOX.ring_to_moons()):
         masses = [float(bridge.q(t).weights.sum()) for t in (0.0, 0.5, 1.0)]
