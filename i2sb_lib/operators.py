@@ -44,7 +44,7 @@ class Degradation:
     def __call__(
         self, x: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None = None
     ) -> Tensor:
-        """Degrade a batch; ValueError unless x is float (B, 3, H, W) in [-1, 1], and generators are B."""
+        """Degrade a batch; ValueError unless x is float (B, C, H, W) in [-1, 1], and generators are B."""
         check_images(x, "degradation")
         if not isinstance(generator, Sequence):
             return self.apply(x, generator)
@@ -53,7 +53,7 @@ class Degradation:
         return torch.cat([self.apply(one[None], g) for one, g in zip(x, generator, strict=True)])
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """H^T y, for y (B, 3, H, W) of any range; TypeError where H is not linear."""
+        """H^T y, for y (B, C, H, W) of any range; TypeError where H is not linear."""
         raise TypeError(f"{self} is not linear and has no adjoint")
 
 
@@ -103,9 +103,8 @@ _lock = threading.Lock()
 def _kept(make: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
     """Remember what `make` gives, the least recently used going first where it is over KEPT_BYTES in all."""
 
-    @torch.compiler.disable  # nothing to trace
     @torch.inference_mode(False)
-    def remembered(*key: Any) -> tuple[Tensor, ...]:
+    def recall(*key: Any) -> tuple[Tensor, ...]:
         with _lock:
             value = _store.pop((make, key), None)
         value = make(*key) if value is None else value
@@ -114,6 +113,11 @@ def _kept(make: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor
             while sum(part.nbytes for parts in _store.values() for part in parts) > KEPT_BYTES:
                 _store.popitem(last=False)
         return value
+
+    def remembered(*key: Any) -> tuple[Tensor, ...]:
+        if torch.compiler.is_compiling():  # nothing to trace; said here, since to say it imports the compiler
+            return torch.compiler.disable(recall)(*key)
+        return recall(*key)
 
     return remembered
 

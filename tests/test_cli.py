@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import shutil
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 import torch
-from conftest import photograph
+from conftest import ROOT, photograph
 from PIL import Image
 
 import i2sb_lib
@@ -368,3 +369,21 @@ def test_a_picture_called_contact_sheet_is_not_trained_over(tmp_path, photos):
     (tmp_path / "mine" / "00.png").rename(tmp_path / "mine" / "contact_sheet.png")
     flags = ["--data", tmp_path / "mine", "--out", tmp_path / "mine", "--size", 16, "--network", "unet-tiny"]
     assert "expected no contact_sheet.png" in message_of("train", *flags)
+
+
+@pytest.mark.slow
+def test_a_command_starts_without_what_it_may_never_need():
+    """Each of these takes from a third of a second to two."""
+    rare = (
+        "torch._dynamo",
+        "torchvision",
+        "skimage",
+        "sklearn",
+        "scipy",
+        "matplotlib",
+        "pyarrow",
+        "torchmetrics",
+    )
+    code = f"import sys, i2sb_lib.cli; print([m for m in {rare} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "[]\n"
