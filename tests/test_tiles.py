@@ -1,0 +1,30 @@
+"""The weights of overlapping windows; the walks through them are in test_restoration."""
+
+import pytest
+import torch
+
+from i2sb_lib import tiles
+from i2sb_lib.tiles import Windows
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    monkeypatch.setattr(tiles, "WINDOW", 12)
+    monkeypatch.setattr(tiles, "OVERLAP", 4)
+
+
+def test_a_window_s_weight_falls_like_the_square_of_the_distance_to_its_end():
+    """Two windows of 12 pixels that begin at 0 and 8: which one is heard, pixel by pixel."""
+    windows, calls = Windows(1, 20), []
+    heard = windows(lambda x: calls.append(x) or torch.full_like(x, len(calls) - 1), torch.zeros(1, 1, 1, 20))
+    near, far = torch.arange(1.0, 5) ** 2, torch.arange(4.0, 0, -1) ** 2
+    want = torch.cat([torch.zeros(8), near / (near + far), torch.ones(8)])
+    torch.testing.assert_close(heard[0, 0, 0], want)
+
+
+@pytest.mark.parametrize("size", [(13, 12), (12, 21), (20, 29)])
+def test_every_pixel_is_seen_in_its_place_and_in_the_first_picture_s_type(size):
+    x = torch.rand(2, 3, *size, dtype=torch.float64)
+    found = Windows(*size)(lambda a, b: a + b, x.float(), 2 * x)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, 3 * x.float(), rtol=0, atol=1e-6)
