@@ -150,9 +150,10 @@ def test_restated_special_cases(t):
 
 @pytest.mark.parametrize(("s", "t"), [(0.0, 0.4), (0.3, 0.4), (0.25, 1.0)])
 def test_indi_step(s, t):
-    """Delbracio & Milanfar's update: x_s = (s / t) x_t + (1 - s / t) x0_hat, no noise added."""
-    k0, k1, kt, std = BRIDGES["indi"].step(torch.tensor(s, dtype=F64), torch.tensor(t, dtype=F64))
-    close([float(k) for k in (k0, k1, kt, std)], [1 - s / t, 0, s / t, 0])
+    """Delbracio & Milanfar's update: x_s = (s / t) x_t + (1 - s / t) x0_hat, no noise added or carried."""
+    for eta in (1.0, 0.5, 0.0):
+        step = BRIDGES["indi"].step(torch.tensor(s, dtype=F64), torch.tensor(t, dtype=F64), eta)
+        close([float(k) for k in step], [1 - s / t, 0, s / t, 0])
 
 
 @pytest.mark.parametrize(("s", "t"), [(0.0, 0.4), (0.3, 0.4), (0.25, 1.0)])
@@ -181,6 +182,12 @@ def test_step_keeps_every_marginal(name, s, t, eta):
     assert float(markov.k1) == 0
     close(std, eta * float(markov.std) if c_t > 0 else float(markov.std))
     assert kt >= 0
+
+
+@every_bridge
+def test_the_markov_kernel_is_free_of_x1_to_the_last_bit(bridge):
+    s, t = torch.rand(2, 10_000, dtype=F64).sort(0).values
+    assert not bridge.step(s, t).k1.any()
 
 
 @every_bridge

@@ -1,0 +1,51 @@
+"""Separable operators that are nobody's blur, and the memory of their matrices; more in test_degradations."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from i2sb_lib import operators
+from i2sb_lib.degradations import JPEG, CentreMask, GaussianBlur, Noise
+
+F64 = torch.float64
+
+
+@dataclass(frozen=True)
+class Lopsided(operators.Separable):
+    """A share of each pixel's left neighbour is added to it."""
+
+    share: float
+
+    def matrix(self, n):
+        shift = torch.diag(torch.ones(n - 1, dtype=F64), -1)
+        return (1 - self.share) * torch.eye(n, dtype=F64) + self.share * shift
+
+
+@pytest.mark.parametrize("share", [0.2, 1e-6])
+def test_what_is_hardly_lopsided_is_not_taken_for_symmetric(share):
+    op, x = Lopsided(share), torch.rand(1, 3, 12, 9, dtype=F64)
+    torch.testing.assert_close(op.inverse(op(x)), x, rtol=0, atol=1e-9)
+    h = torch.kron(op.matrix(12), op.matrix(9))
+    y = (x.flatten(2) @ h).reshape(x.shape)
+    torch.testing.assert_close(op.adjoint(x), y, rtol=0, atol=1e-12)
+
+
+def test_the_matrix_that_was_used_last_is_kept_longest(monkeypatch):
+    """Room for three of four; 20 is used again before the fourth comes, so that 21 goes."""
+    monkeypatch.setattr(operators, "_store", OrderedDict())
+    monkeypatch.setattr(operators, "KEPT_BYTES", 8 * (20**2 + 22**2 + 23**2))
+    op, made, matrix = GaussianBlur(3, 0.8), [], GaussianBlur.matrix
+    monkeypatch.setattr(GaussianBlur, "matrix", lambda self, n: made.append(n) or matrix(self, n))
+    for n in (20, 21, 22, 20, 23, 20, 22, 21):
+        op(torch.zeros(1, 3, n, n, dtype=F64))
+    assert made == [20, 21, 22, 23, 21]
+
+
+def test_an_option_may_have_the_value_of_a_limit_and_none_beyond():
+    for make, low, high in ((GaussianBlur, 1, 255), (JPEG, 1, 100), (CentreMask, 0, 1), (Noise, 0, 10)):
+        make(low), make(high)
+        for beyond in (low - 1, high + 1):
+            with pytest.raises(ValueError, match=f"from {low} to {high}, got {beyond}"):
+                make(beyond)
