@@ -8,7 +8,7 @@ import importlib.util
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -61,12 +61,18 @@ def _ssim(x: Tensor, y: Tensor) -> Tensor:
     return _batched(partial(ssim, data_range=2.0, reduction="none"), x + 1, y + 1)
 
 
-def _lpips(x: Tensor, y: Tensor) -> Tensor:
+@lru_cache(1)
+def _alex(device: torch.device) -> Any:
+    """LPIPS's network, loaded once: `calibration` asks for it with every pair of samples."""
     import lpips
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it calls torchvision by an old name
-        return _batched(lpips.LPIPS(net="alex", verbose=False).to(x.device).eval(), x, y)
+        return lpips.LPIPS(net="alex", verbose=False).to(device).eval()
+
+
+def _lpips(x: Tensor, y: Tensor) -> Tensor:
+    return _batched(_alex(x.device), x, y)
 
 
 def _fidelity(x: Tensor, y: Tensor, names: set[str]) -> dict[str, Metric]:

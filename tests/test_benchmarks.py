@@ -27,6 +27,7 @@ def ladder(tmp_path, monkeypatch, capsys):
     return run
 
 
+@pytest.mark.slow
 def test_a_ladder_grows_and_states_what_evaluate_finds(ladder, tmp_path):
     ladder("--rows", "identity", "tikhonov:2e-4")
     out, record = ladder("--rows", "identity", "richardson-lucy:3", "celeba64-deblur-blind:ode:2")
@@ -72,6 +73,7 @@ def test_a_packed_run_arrives_as_it_was(tmp_path, run_folder, monkeypatch):
     assert "model.json" in kept
 
 
+@pytest.mark.slow
 def test_the_gpu_s_models_are_the_presets():
     flagship = script("gpu_flagship")
     assert set(flagship.MODELS) <= set(flagship.PRESETS)

@@ -183,6 +183,7 @@ def test_consistent_needs_a_separable_blur():
         model.consistent(torch.zeros(1, 3, 16, 16), torch.zeros(1, 3, 16, 16), 1e-3)
 
 
+@pytest.mark.slow
 def test_a_compiled_loss_is_one_graph_and_the_same():
     """No check of times or of shapes breaks it."""
     model, t = build(), torch.tensor([0.3, 0.9])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from i2sb_lib import evaluation
 from i2sb_lib.data import cache_dir
 from i2sb_lib.degradations import create_degradation
 from i2sb_lib.evaluation import Metric, MetricUnavailable, bootstrap, calibration, consistency, evaluate
@@ -188,6 +189,7 @@ def test_missing_weights_without_a_network_are_one_sentence(pair, metric, tmp_pa
     def refuse(*args, **kwargs):
         raise OSError("the network is unreachable")
 
+    evaluation._alex.cache_clear()
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
     monkeypatch.setenv("I2SB_CACHE", str(tmp_path))
     monkeypatch.setattr(socket, "create_connection", refuse)

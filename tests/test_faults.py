@@ -242,9 +242,13 @@ CUDA = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 
 MPS = RuntimeError("MPS backend out of memory (MPS allocated: 17 GB)")
 
 
-@pytest.mark.parametrize("do", [too_much, raising(CUDA), raising(MPS), raising(MemoryError())])
-def test_out_of_memory_says_what_to_do_and_keeps_what_was_saved(tiny, do, monkeypatch):
-    at_step(monkeypatch, 4, do)
+@pytest.mark.parametrize("error", [CUDA, MPS, MemoryError()])
+def test_every_device_s_way_to_say_that_memory_is_out_is_known(error):
+    assert faults.is_out_of_memory(error)
+
+
+def test_out_of_memory_says_what_to_do_and_keeps_what_was_saved(tiny, monkeypatch):
+    at_step(monkeypatch, 4, too_much)
     said = refusal(train, tiny)
     assert "out of memory with 4 images a step: give a smaller --batch-size" in said
     assert state(tiny)["step"] == 3
@@ -288,6 +292,7 @@ def test_a_full_disk_says_so_and_keeps_what_was_saved(tiny, unbroken, monkeypatc
 # Crashes
 
 
+@pytest.mark.slow
 def test_a_crash_between_any_two_files_of_a_save_loses_nothing(tiny, monkeypatch):
     """os.replace is where a file appears: the process dies just before the nth."""
     whole = changed(tiny, "whole", steps=3, save_every=2)
@@ -358,6 +363,7 @@ def test_training_leaves_its_host_as_it_was(tiny):
         AcceleratorState._reset_state(True)
 
 
+@pytest.mark.slow
 def test_threads_that_train_side_by_side_do_not_take_each_other_s_numbers(tiny):
     alone, *others = (changed(tiny, str(i), dropout=0.5, steps=3) for i in range(3))
     train(alone)

@@ -126,7 +126,7 @@ def test_a_mutated_file_is_read_or_refused_in_one_sentence(kind, tmp_path, monke
     fuzz = script("fuzz")
     monkeypatch.setattr(fuzz, "CLAIMS", 0)
     monkeypatch.setenv("I2SB_CACHE", str(tmp_path / "cache"))
-    verdicts, count = {"read": 0, "refused": 0}, 300 if kind == "picture" else 40
+    verdicts, count = {"read": 0, "refused": 0}, 150 if kind == "picture" else 20
     for index in range(count):
         what, contents = fuzz.case(kind, 1, index)
         folder = tmp_path / str(index)

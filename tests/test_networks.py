@@ -10,7 +10,9 @@ from i2sb_lib import networks
 from i2sb_lib.networks import CUNet, create_network, time_features
 
 NAMES = ["cunet", "unet-tiny", "unet-small", "unet-full"]
-every_network = pytest.mark.parametrize("name", NAMES)
+every_network = pytest.mark.parametrize(
+    "name", [*NAMES[:3], pytest.param("unet-full", marks=pytest.mark.slow)]
+)
 
 
 def awake(name, planes=3):

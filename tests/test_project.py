@@ -1,6 +1,7 @@
 """The house rules: one list of requirements, small modules, imports one way, traceable results."""
 
 import ast
+import functools
 import json
 import re
 import subprocess
@@ -155,11 +156,15 @@ FORBIDDEN = {
 }
 
 
+@functools.cache
+def texts() -> dict[str, str]:
+    suffixes = {"", ".py", ".md", ".ipynb", ".toml", ".yml", ".cff", ".bib", ".json", ".css", ".cfg", ".txt"}
+    return {str(f.relative_to(ROOT)): f.read_text() for f in tracked() if f.suffix in suffixes}
+
+
 @pytest.mark.parametrize("pattern", FORBIDDEN)
 def test_no_file_speaks_of_where_it_was_made(pattern):
-    suffixes = {"", ".py", ".md", ".ipynb", ".toml", ".yml", ".cff", ".bib", ".json", ".css", ".cfg", ".txt"}
-    texts = {str(f.relative_to(ROOT)): f.read_text() for f in tracked() if f.suffix in suffixes}
-    found = {name for name, text in texts.items() if re.search(pattern, text)}
+    found = {name for name, text in texts().items() if re.search(pattern, text)}
     assert found <= {*FORBIDDEN[pattern].split(), "tests/test_project.py"}
 
 

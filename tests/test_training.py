@@ -161,7 +161,9 @@ def test_runs_that_must_not_go_on_are_refused(tiny, unbroken, monkeypatch):
     assert (Path(unbroken.out) / "state.pt").read_bytes() == before
 
 
-@pytest.mark.parametrize("process", ["bridge", "regression", "diffusion"])
+@pytest.mark.parametrize(
+    "process", ["bridge", *(pytest.param(p, marks=pytest.mark.slow) for p in ("regression", "diffusion"))]
+)
 def test_the_loss_falls_for_the_bridge_and_its_baselines(tiny, process, monkeypatch):
     monkeypatch.setattr(training, "LOG_EVERY", 5)
     config = changed(tiny, process=process, steps=20, batch_size=8, save_every=20, lr=4e-3)
@@ -205,6 +207,7 @@ def test_every_preset_takes_a_step(name, tiny):
     assert 0 < run.log()["loss"] < 100
 
 
+@pytest.mark.slow
 def test_bf16_is_close_to_float32_and_tensorboard_is_written(tiny, unbroken):
     train(half := changed(tiny, precision="bf16", tensorboard=True))
     assert losses(half) == pytest.approx(losses(unbroken), rel=0.02)
