@@ -1,8 +1,8 @@
 """What the pages show of a notebook: a Sphinx extension. The notebooks themselves stay as they are.
 
-Before a notebook is parsed, `page` drops the Colab bootstrap, moves what only sets up into the next folded cell,
-and turns the checks of each cell into one line that opens. Then: link previews, and no Thebe, which the book
-does not use and whose script is otherwise on every page, twice.
+Before a notebook is parsed, `page` drops the Colab bootstrap, moves what only sets up into the next folded
+cell, and turns the checks of each cell into one line that opens. Then: numbers in tables marked, previews for
+links, and no Thebe, which the book does not use and whose script is otherwise on every page, twice.
 """
 
 import ast
@@ -22,7 +22,7 @@ LEDGER = "book/appendix_c_ledger"
 
 
 def page(notebook: dict[str, Any]) -> dict[str, Any]:
-    """The notebook as its page shows it: no bootstrap, one fold before a figure, one line of checks a cell."""
+    """The notebook as its page shows it: no bootstrap, one fold a figure, one line of checks a cell."""
     cells, waiting = [], []  # waiting: set-up and helpers that the next folded cell takes in
     for cell in notebook["cells"][1:]:
         if cell["cell_type"] == "code":
@@ -85,6 +85,25 @@ class ChecksDirective(Directive):
 
     def run(self) -> list[nodes.Node]:
         return [Checks(records=json.loads("\n".join(self.content)))]
+
+
+class Numbers(SphinxPostTransform):
+    """Cells of a table that hold a number, and the heads above them, are marked, for the style to align."""
+
+    default_priority = 6
+    formats = ("html",)
+    NUMBER = re.compile(r"[≤≥<>≈±+−-]?\s*\d[\d.,]*\s*(%|dB|s|MB)?(\s*[±\[(–].*)?")
+
+    def run(self, **_: Any) -> None:
+        for table in self.document.findall(nodes.table):
+            rows = [list(row.findall(nodes.entry)) for row in table.findall(nodes.row)]
+            numeric = {(i, j) for i, r in enumerate(rows) for j, e in enumerate(r) if self.is_number(e)}
+            heads = {(0, j) for _, j in numeric} & {(0, j) for j in range(len(rows[0]))}
+            for i, j in numeric | heads:
+                rows[i][j]["classes"].append("number")
+
+    def is_number(self, entry: nodes.entry) -> bool:
+        return bool(self.NUMBER.fullmatch(entry.astext().strip()))
 
 
 class ChecksLine(SphinxPostTransform):
@@ -161,20 +180,19 @@ def read(app: Sphinx, docname: str, content: list[str]) -> None:
 
 
 def summary(doctree: nodes.document) -> str:
-    """The first paragraph without formulas, cut at a word."""
-    for paragraph in doctree.findall(nodes.paragraph):
-        copy = paragraph.deepcopy()
-        if any(copy.findall(nodes.math)) or len(copy.astext()) < 40:
-            continue
-        text = re.sub(r"\s+", " ", copy.astext())
-        return text if len(text) <= 200 else text[:200].rsplit(" ", 1)[0] + " …"
-    return ""
+    """The first paragraph of some length, formulas as plain letters, cut at a word."""
+    texts = (re.sub(r"\\(\w+)|[{}$^]", r"\1", p.astext()) for p in doctree.findall(nodes.paragraph))
+    text = re.sub(r"\s+", " ", next((t for t in texts if len(t) > 40), ""))
+    return text if len(text) <= 200 else text[:200].rsplit(" ", 1)[0] + " …"
 
 
 def finish(app: Sphinx, name: str, template: str, context: dict[str, Any], doctree: nodes.document) -> None:
-    """Sphinx's html-page-context: link preview."""
+    """Sphinx's html-page-context: a preview for links; each id once, no empty heads of columns."""
+    context["default_mode"] = "auto"
     if doctree is None:
         return
+    body = re.sub(r' id="(proof|exercise|solution)(-content)?"', "", context["body"])
+    context["body"] = re.sub(r'<th class="head(?: number)?"><p></p></th>', "<td></td>", body)
     *_, owner, book = app.config.html_theme_options["repository_url"].split("/")
     base = app.config.html_baseurl.rstrip("/") or f"https://{owner}.github.io/{book}"
     title = re.sub("<[^>]*>", "", context["title"]) if name != app.config.root_doc else app.config.html_title
@@ -185,10 +203,10 @@ def finish(app: Sphinx, name: str, template: str, context: dict[str, Any], doctr
         "og:description": summary(doctree),
         "og:url": f"{base}/{name}.html",
         "og:image": f"{base}/_static/preview.png",
-        "og:image:alt": "A restored face and the walks of a bridge",
-        "twitter:card": "summary_large_image",
+        "og:image:alt": "The walks of a bridge from blurred to clean, and a face that was restored",
     }
-    lines = [f'<meta property="{key}" content="{escape(value)}" />' for key, value in tags.items() if value]
+    lines = [f'<meta property="{key}" content="{escape(value)}" />' for key, value in tags.items()]
+    lines.append('<meta name="twitter:card" content="summary_large_image" />')
     lines.append(f'<meta name="description" content="{escape(tags["og:description"])}" />')
     context["metatags"] = context.get("metatags", "") + "\n" + "\n".join(lines)
 
@@ -206,6 +224,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_node(Checks)
     app.add_node(HideCodeCellNode, override=True, html=(open_fold, close_fold))
     app.add_post_transform(ChecksLine)
+    app.add_post_transform(Numbers)
     app.connect("source-read", read)
     app.connect("html-page-context", finish)
     return {"version": "1", "env_version": 1, "parallel_read_safe": True, "parallel_write_safe": True}

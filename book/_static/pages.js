@@ -1,13 +1,18 @@
-// A formula, table or code block that is wider than its column can be scrolled with the keyboard.
+// What is wider than its column, a formula, a table or code, can be scrolled with the keyboard.
 (() => {
-  const wide = "mjx-container[display], div.math, .table-wrapper, .cell_output, div.highlight pre, .pst-scrollable-table-container";
-  const mark = () => document.querySelectorAll(`.bd-article :is(${wide})`).forEach((box) => {
-    const scrolls = box.scrollWidth > box.clientWidth + 1 && getComputedStyle(box).overflowX === "auto";
-    box.toggleAttribute("tabindex", scrolls);
-    if (scrolls) box.setAttribute("tabindex", "0");
-  });
+  const wide = "div.math, pre, .pst-scrollable-table-container, mjx-container, .cell_output, .output";
+  const mark = () =>
+    document.querySelectorAll(`.bd-article :is(${wide})`).forEach((box) => {
+      const style = getComputedStyle(box);
+      if (box.scrollWidth > box.clientWidth + 1 && style.display !== "inline" && /auto|scroll/.test(style.overflowX))
+        box.tabIndex = 0;
+      else if (box.tabIndex === 0) box.removeAttribute("tabindex");
+    });
   const start = () => (window.MathJax?.startup?.promise ?? Promise.resolve()).then(mark);
   window.addEventListener("load", start);
+  // the search button says "Search": a second name beside that one would only differ from it
+  document.addEventListener("DOMContentLoaded", () =>
+    document.querySelectorAll(".search-button-field").forEach((button) => button.removeAttribute("aria-label")));
   window.addEventListener("resize", mark);
   document.addEventListener("toggle", mark, true);
 })();
