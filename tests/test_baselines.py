@@ -45,6 +45,18 @@ def test_wiener_is_the_posterior_mean_of_the_gaussian_that_it_fits():
         torch.testing.assert_close(got[:, channel].flatten(1), want, rtol=0, atol=1e-8)
 
 
+def test_wiener_assumes_the_error_of_rounding_unless_told():
+    """Measured on 15,360 values: its relative standard error is 0.007."""
+    photos, x = waves(20), waves(20, seed=4)
+    y = BLUR(x)
+    rounding = create_degradation("none", quantise=True)(y) - y
+    plain, told = Wiener(BLUR, photos), Wiener(BLUR, photos, float(rounding.var()))
+    torch.testing.assert_close(plain.gain, told.gain, rtol=0.03, atol=0)
+    y = y.float()
+    assert plain(y).dtype == tikhonov(y, BLUR).dtype == richardson_lucy(y, BLUR, 1).dtype == torch.float32
+    torch.testing.assert_close(plain(y).double(), plain(y.double()), rtol=0, atol=1e-6)
+
+
 def test_wiener_beats_every_tikhonov_weight_on_new_images_of_its_kind():
     x0 = waves(30, seed=2)
     y = (BLUR(x0) + 0.05 * torch.randn(x0.shape, generator=generator(3), dtype=F64)).clamp(-1.4, 1.4)
@@ -60,6 +72,8 @@ def test_tikhonov_solves_its_normal_equations_and_inverts_without_a_weight():
     torch.testing.assert_close(BLUR.adjoint(BLUR.apply(x) - y), -0.01 * x, rtol=0, atol=1e-10)
     quantised = create_degradation("blur-gauss", quantise=True)(x0)  # the task here
     assert float((psnr(tikhonov(quantised, BLUR), x0) - psnr(quantised, x0)).min()) > 1
+    weights = [psnr(tikhonov(quantised, BLUR, lam), x0).mean() for lam in (2e-5, 2e-4, 2e-3)]
+    assert weights[1] == max(weights) == psnr(tikhonov(quantised, BLUR), x0).mean()  # the default
 
 
 def test_richardson_lucy_agrees_with_scikit_image_away_from_the_border():
@@ -83,8 +97,12 @@ def test_richardson_lucy_raises_the_likelihood_and_stays_at_a_solution():
 
     values = [likelihood(richardson_lucy(2 * v - 1, BLUR, n)) for n in (1, 2, 5, 20)]
     assert all(b > a for a, b in pairwise(values))
-    flat = torch.full((1, 3, 16, 16), 0.3, dtype=F64)
-    torch.testing.assert_close(richardson_lucy(flat, BLUR, 9), flat, rtol=0, atol=1e-12)
+    for grey in (0.3, -0.999):
+        flat = torch.full((1, 3, 16, 16), grey, dtype=F64)
+        torch.testing.assert_close(richardson_lucy(flat, BLUR, 9), flat, rtol=0, atol=1e-12)
+    assert richardson_lucy(flat - 0.2, BLUR, 2).min() > -1  # noise may lead below black, not to u <= 0
+    x = x0[:1, :, :16, :16]
+    assert torch.equal(richardson_lucy(x, BLUR), richardson_lucy(x, BLUR, 30))  # as recorded
     assert float(psnr(richardson_lucy(2 * v - 1, BLUR), x0).mean()) > float(psnr(2 * v - 1, x0).mean()) + 1
 
 
@@ -95,6 +113,7 @@ def test_richardson_lucy_raises_the_likelihood_and_stays_at_a_solution():
         (lambda x: richardson_lucy(x, BLUR, 0), "at least one iteration, got 0"),
         (lambda x: Wiener(BLUR, x[:1]), "expected 2 photographs and noise > 0, got 1"),
         (lambda x: Wiener(BLUR, x, -1.0), r"noise > 0, got 2 and -1\.0"),
+        (lambda x: Wiener(BLUR, x, 0.0), r"noise > 0, got 2 and 0\.0"),
         (lambda x: Wiener(BLUR, x)(x[..., :8]), r"expected images \(3, 16, 16\), got \(3, 16, 8\)"),
     ],
 )

@@ -46,6 +46,7 @@ def test_ends_are_exact(bridge, dtype):
     for t, end in ((0.0, x0), (torch.zeros(5), x0), (1.0, x1), (torch.ones(5), x1)):
         mean, var = bridge.q_mean_var(t, x0, x1)
         assert torch.equal(mean, end)
+        assert mean.dtype == var.dtype == dtype
         if bridge not in (BRIDGES["noisy-indi"], BRIDGES["diffusion"]) or end is x0:
             assert not var.any()
             assert torch.equal(bridge.q_sample(t, x0, x1), end)

@@ -9,7 +9,7 @@ from scipy.stats import ks_2samp
 
 from i2sb_lib.bridge import Bridge
 from i2sb_lib.gaussian_mixtures import MixturePair
-from i2sb_lib.samplers import sample
+from i2sb_lib.samplers import Samples, generators, sample
 from i2sb_lib.schedule import Schedule, symmetric_betas
 
 F64 = torch.float64
@@ -153,6 +153,21 @@ def test_a_generator_for_each_image_draws_float32_for_it_alone(bridge, sampler):
     assert not torch.allclose(walk(x1, [1, 2, 3, 4])[3], whole[3], atol=1e-3)
 
 
+def test_a_seed_means_the_same_noise_for_ever():
+    """What is recorded was drawn from these starts: 32 bits of SHA-256 of the seed and the position."""
+    assert [g.initial_seed() for g in generators(5, 3)] == [4069051389, 424660162, 3919451211]
+    assert [g.initial_seed() for g in generators([5, -7, 5], 3)][::2] == [4069051389] * 2
+    for seed, message in (([1, 2], "expected 3 seeds, one for each image, got 2"), (1.5, "got 1.5")):
+        with pytest.raises(ValueError, match=message):
+            generators(seed, 3)
+
+
+def test_samples_have_one_short_line():
+    x = torch.zeros(2, 3)
+    assert repr(Samples(x, 4, x)) == "Samples(x of shape (2, 3), nfe=4)"
+    assert repr(Samples(x, 4, x, [x] * 5)) == "Samples(x of shape (2, 3), nfe=4, 5 states kept)"
+
+
 def test_an_answer_of_another_shape_is_not_broadcast():
     for wrong in (torch.zeros(3, 1), torch.zeros(1, 2), torch.zeros(())):
         with pytest.raises(ValueError, match=r"expected x0_hat of shape \(3, 2\), got \("):
@@ -163,6 +178,7 @@ def test_uneven_grid_is_used_and_overrides_nfe():
     times, denoise = torch.tensor([1, 0.9, 0.2, 0]), Counting()
     out = sample(denoise, BRIDGE, torch.randn(2, 3), 50, times=times)
     assert out.nfe == 3
+    assert out.times.dtype == F64
     close(torch.stack(denoise.times)[:, 0], times[:-1], 1e-7)
 
 
