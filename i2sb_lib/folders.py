@@ -58,6 +58,8 @@ def plan(source: Path, target: str) -> list[Job]:
     """
     if not source.exists():
         raise ValueError(f"expected an image or a folder at {source}, got nothing there")
+    if not target:  # a shell's variable that is not set
+        raise ValueError("expected a folder or an image as the target, got an empty name")
     place, single, kinds, files = Path(target), not source.is_dir(), ", ".join(SUFFIXES), [source]
     named = place.suffix.lower() in SUFFIXES
     new = not place.exists() and not named and not (single and place.suffix)

@@ -111,6 +111,7 @@ def test_a_slash_or_a_folder_that_is_there_makes_the_target_a_folder(tmp_path, m
     assert "got results.v3" in told("degrade", "a.png", "results.v3")
     Path("plain").write_text("a file")
     assert "as the target, got plain" in told("degrade", "a.png", "plain")
+    assert "got an empty name" in told("degrade", "a.png", "")
     lay(tmp_path, "in/b.png")
     assert told("degrade", "in", "results.v4") == ""
 
