@@ -173,7 +173,9 @@ def test_jpeg_is_pillow_s_and_worsens_with_quality():
     assert errors[0] > 5 * errors[-1]
 
 
-@pytest.mark.parametrize(("fraction", "rows", "columns"), [(0.5, 16, 12), (0.0, 0, 0), (1.0, 32, 24)])
+@pytest.mark.parametrize(
+    ("fraction", "rows", "columns"), [(0.5, 16, 12), (0.3, 10, 7), (0.0, 0, 0), (1.0, 32, 24)]
+)
 def test_centre_mask(fraction, rows, columns):
     hole = ops.CentreMask(fraction)(torch.ones(1, 3, 32, 24))[0, 0] == 0
     top, left = (32 - rows) // 2, (24 - columns) // 2
@@ -194,6 +196,22 @@ def test_freeform_mask():
     assert not torch.equal(hole[0], hole[1])
     share = [float(draw(0, width=w).float().mean()) for w in (0.01, 0.06, 0.2)]
     assert 0 < share[0] < 0.1 < share[1] < 0.5 < share[2] < 1
+
+
+def test_freeform_strokes_are_polylines_with_round_ends():
+    """Against the distance to 200 points of each segment, from the same draws; coordinates in [0, 1]."""
+    h, w = 24, 36
+    op = ops.FreeformMask(strokes=2, corners=3, width=0.08)
+    hole = op(torch.ones(3, 3, h, w, dtype=F64), torch.Generator().manual_seed(3))[:, 1] == 0
+    walk = torch.rand(3, 2, 4, 2, generator=torch.Generator().manual_seed(3), dtype=F64)
+    walk[:, :, 1:] = (walk[:, :, 1:] - 0.5) * 0.8  # a start anywhere, then steps
+    corners, along = walk.cumsum(2)[..., None, :], torch.linspace(0, 1, 200, dtype=F64)[:, None]
+    points = torch.lerp(corners[:, :, :-1], corners[:, :, 1:], along).reshape(3, -1, 2)
+    y, x = (torch.arange(n, dtype=F64) / n + 0.5 / n for n in (h, w))
+    gap = torch.cdist(torch.cartesian_prod(y, x), points).amin(2).reshape(3, h, w)
+    clear = (gap - 0.08).abs() > 1e-4
+    assert torch.equal(hole[clear], (gap <= 0.08)[clear])
+    assert hole.any((1, 2)).all()
 
 
 def test_noise_has_the_stated_deviation_and_the_generator_decides():

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from i2sb_lib import networks
-from i2sb_lib.networks import CUNet, create_network, time_features
+from i2sb_lib.networks import CUNet, UNet, create_network, time_features
 
 NAMES = ["cunet", "unet-tiny", "unet-small", "unet-full"]
 every_network = pytest.mark.parametrize(
@@ -23,6 +23,18 @@ def awake(name, planes=3):
         if not p.detach().any():
             nn.init.normal_(p, std=0.05)
     return net
+
+
+def by_formula(net):
+    with torch.no_grad():
+        for k, p in enumerate(net.parameters()):
+            wave = torch.sin(torch.arange(p.numel(), dtype=torch.float64) ** 2 + k).reshape(p.shape)
+            p.copy_(wave * (3 / p[0].numel()) ** 0.5 if p.ndim > 1 else (1 + wave) / 2)
+    return net
+
+
+def waves(height, width):
+    return torch.sin(torch.arange(6 * height * width, dtype=torch.float64) ** 2).reshape(2, 3, height, width)
 
 
 def size(net):
@@ -61,15 +73,41 @@ def of_integers(t, dim, last):
 def test_cunet_is_the_published_function(labels, monkeypatch):
     if labels == "integer":
         monkeypatch.setattr(networks, "time_features", of_integers)
-    net = CUNet(base=4, noise_channels=8).double()
+    net = by_formula(CUNet(base=4, noise_channels=8).double())
     with torch.no_grad():
-        for k, p in enumerate(net.parameters()):  # weights and images from a formula
-            wave = torch.sin(torch.arange(p.numel(), dtype=torch.float64) ** 2 + k).reshape(p.shape)
-            p.copy_(wave * (3 / p[0].numel()) ** 0.5 if p.ndim > 1 else (1 + wave) / 2)
-        x = torch.sin(torch.arange(2 * 3 * 32 * 48, dtype=torch.float64) ** 2).reshape(2, 3, 32, 48)
-        found = net(x, torch.tensor([0.02, 0.25]))[:, :, 5, 7]
+        found = net(waves(32, 48), torch.tensor([0.02, 0.25]))[:, :, 5, 7]
     want = torch.tensor(PUBLISHED[labels], dtype=torch.float64)
     torch.testing.assert_close(found, want, rtol=0, atol=1e-6)
+
+
+def test_the_residual_u_net_is_the_function_that_the_shipped_weights_are_for():
+    """Its outputs at pixel (5, 7) as of version 0.1, weights and images from a formula."""
+    net = by_formula(UNet(channels=(8, 64), blocks=2, attention=(1,)).double())  # of two heads
+    with torch.no_grad():
+        found = net(waves(8, 12), torch.tensor([0.02, 0.25]))[:, :, 5, 7]
+    want = [[0.3043662629, 0.7683304905, 0.5038254589], [-0.8659687722, -0.0976330014, 0.5609404669]]
+    torch.testing.assert_close(found, torch.tensor(want, dtype=torch.float64), rtol=0, atol=1e-6)
+
+
+def test_attention_is_torch_s_over_the_pixels():
+    block, heads = networks.Attention(64), nn.MultiheadAttention(64, 2, batch_first=True)
+    x = torch.randn(2, 64, 3, 5)
+    assert torch.equal(block(x), x)  # at the start
+    for p in block.parameters():
+        nn.init.normal_(p, std=0.3)
+    values = {"in_proj_weight": block.qkv.weight, "in_proj_bias": block.qkv.bias}
+    values |= {"out_proj.weight": block.out.weight, "out_proj.bias": block.out.bias}
+    heads.load_state_dict({name: v.flatten(1) if v.ndim == 4 else v for name, v in values.items()})
+    pixels = block.norm(x).flatten(2).mT
+    want = x + heads(pixels, pixels, pixels)[0].mT.reshape(x.shape)
+    torch.testing.assert_close(block(x), want, rtol=0, atol=1e-4)
+
+
+def test_a_residual_block_starts_as_its_shortcut():
+    x, emb = torch.randn(2, 8, 4, 4), torch.randn(2, 5)
+    assert torch.equal(networks.ResBlock(8, 8, 5, 0.0)(x, emb), x)
+    wider = networks.ResBlock(8, 16, 5, 0.0)
+    assert torch.equal(wider(x, emb), wider.skip(x))
 
 
 @pytest.mark.parametrize(
