@@ -60,6 +60,13 @@ def test_intervals_cover_the_true_mean_as_often_as_they_say():
     assert bootstrap(torch.tensor([2.0]))[:3] == (2, 2, 2)
 
 
+def test_an_interval_of_many_values_is_the_normal_one():
+    """Half-widths of 1.96 standard errors; 2,000 resamplings know a 2.5% quantile to 3%."""
+    values = torch.rand(1000, generator=torch.Generator().manual_seed(1)) ** 2
+    found, error = bootstrap(values), float(values.std()) / 1000**0.5
+    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.08)
+
+
 def test_lpips_is_that_of_its_authors(pair, lpips_weights):
     import lpips
 
@@ -205,6 +212,8 @@ def test_consistency_is_in_grey_levels_and_sees_what_the_operator_sees(pair):
     assert consistency(x0, rounded, blur).value == pytest.approx(12**-0.5, rel=0.03)
     shifted = (x0 * 0.8 + 3 / 127.5).clamp(-1, 1)  # the blur has unit gain: three levels stay three
     assert consistency(shifted, blur(x0 * 0.8), blur).value == pytest.approx(3, abs=0.3)
+    between = (x0 + 0.4 / 127.5).clamp(-1, 1)  # what a file cannot hold does not count
+    assert consistency(between, rounded, blur).value == consistency(x0, rounded, blur).value
     with pytest.raises(ValueError, match="one shape"):
         consistency(x0, x0[..., :32], blur)
 
@@ -234,6 +243,13 @@ def test_calibration_refuses_other_shapes(pair):
             calibration(samples, pair[1])
     with pytest.raises(ValueError, match=r"expected values in \[-1, 1\], got them as in \[0, 1\]"):
         calibration(torch.stack([(pair[0] + 1) / 2] * 2), pair[1])
+
+
+def test_a_sample_that_is_right_is_not_below_the_truth(pair):
+    x0 = to_float(to_uint8(pair[1]))
+    samples = torch.stack([x0, x0 - 1 / 127.5, x0 + 1 / 127.5]).clamp(-1, 1)
+    inside = (x0 > -1).float().mean()  # elsewhere none of them is
+    torch.testing.assert_close(calibration(samples, x0).ranks, torch.tensor([1 - inside, inside, 0, 0]))
 
 
 def test_diversity_is_the_mean_lpips_of_pairs(pair, lpips_weights):
