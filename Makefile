@@ -1,7 +1,9 @@
-# make book       builds everything: environment, a small bridge trained and tried, the rendered book
-# make test       runs every test and every notebook
-# make test-fast  runs the tests that are quick
-# make execute    runs the chapters whose code changed, or one: make execute CHAPTER=07_two_algorithms
+# make book        builds everything: environment, a small bridge trained and tried, the rendered book
+# make test        runs every test and every notebook
+# make test-fast   runs the tests that are quick
+# make check-book  renders the book and opens every page in headless Chromium
+# make execute     runs the chapters whose code changed, or one: make execute CHAPTER=07_two_algorithms
+# make help        says this
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/embedded
@@ -9,10 +11,12 @@ WORKERS := $(shell $(PYTHON) -c "import os; print(min(8, os.cpu_count() or 1))")
 # one thread a worker: small tensors gain nothing from more, and the workers do not fight
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist loadscope
 
-.PHONY: book test test-fast execute demo lint clean
+RENDER := $(BIN)/jupyter-book build --warningiserror --nitpick --keep-going .
+
+.PHONY: book test test-fast check-book execute demo lint clean help
 
 book: demo
-	$(BIN)/jupyter-book build --warningiserror --nitpick --keep-going .
+	$(RENDER)
 	@echo "The book: _build/html/index.html   Before and after: $(RUN)/restored.png"
 
 # a bridge learns to deblur photographs that ship inside scikit-image and scikit-learn
@@ -35,6 +39,10 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+check-book: .venv/ready
+	$(RENDER)
+	$(BIN)/python tests/browser/check_pages.py _build/html
+
 execute: .venv/ready
 	$(BIN)/python book/execute.py $(CHAPTER)
 
@@ -43,6 +51,9 @@ execute: .venv/ready
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --editable ".[metrics,book,dev]"
 	@touch $@
+
+help:
+	@sed -n 's/^# make /make /p' Makefile
 
 clean:
 	rm -rf _build runs

@@ -202,7 +202,7 @@ def finish(app: Sphinx, name: str, template: str, context: dict[str, Any], doctr
         "og:site_name": app.config.html_title,
         "og:description": summary(doctree),
         "og:url": f"{base}/{name}.html",
-        "og:image": f"{base}/_static/preview.png",
+        "og:image": f"{base}/_static/cover/preview.jpg",
         "og:image:alt": "The walks of a bridge from blurred to clean, and a face that was restored",
     }
     lines = [f'<meta property="{key}" content="{escape(value)}" />' for key, value in tags.items()]

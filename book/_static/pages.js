@@ -8,11 +8,16 @@
         box.tabIndex = 0;
       else if (box.tabIndex === 0) box.removeAttribute("tabindex");
     });
-  const start = () => (window.MathJax?.startup?.promise ?? Promise.resolve()).then(mark);
+  // buttons whose icons or words would give them a second name beside their label
+  const oneName = () => {
+    document.querySelectorAll(".search-button-field").forEach((button) => button.removeAttribute("aria-label"));
+    document.querySelectorAll(".theme-switch-button title").forEach((title) => title.remove());
+  };
+  const start = () => {
+    oneName();
+    (window.MathJax?.startup?.promise ?? Promise.resolve()).then(mark);
+  };
   window.addEventListener("load", start);
-  // the search button says "Search": a second name beside that one would only differ from it
-  document.addEventListener("DOMContentLoaded", () =>
-    document.querySelectorAll(".search-button-field").forEach((button) => button.removeAttribute("aria-label")));
   window.addEventListener("resize", mark);
   document.addEventListener("toggle", mark, true);
 })();

@@ -57,8 +57,9 @@ PROBE = r"""(async () => {
     width: document.documentElement.scrollWidth - window.innerWidth,
     math: article.querySelectorAll("mjx-container").length, marked: article.querySelectorAll(".math").length,
     raw, mathErrors: [...article.querySelectorAll("mjx-merror, [data-mjx-error]")].map(name),
-    formulas: [...article.querySelectorAll("div.math")].filter((e) => seen(e) && over(e) > 1)
-      .map((e) => [number(e), over(e), e.closest("section")?.id ?? ""]),
+    formulas: [...article.querySelectorAll("div.math, div.math mjx-container")]
+      .filter((e) => seen(e) && over(e) > 1).map((e) => [number(e), over(e), e.closest("section")?.id ?? "",
+        e.textContent.replace(/\s+/g, " ").slice(0, 60)]),
     code: [...article.querySelectorAll(".highlight pre")].filter((e) => seen(e) && over(e) > 1).map(name),
     tables: [...article.querySelectorAll("table")].filter((e) => seen(e) && over(e.parentElement) > 1)
       .map(name),
