@@ -8,6 +8,7 @@ from torch import nn
 
 from i2sb_lib.degradations import GaussianBlur
 from i2sb_lib.denoiser import Denoiser, ModelConfig
+from i2sb_lib.schedule import Schedule
 
 TINY = ModelConfig(network="unet-tiny")
 TIMES = [0.02, 0.3, 0.7, 1.0]
@@ -130,6 +131,45 @@ def test_precond_guess_has_the_posterior_of_x0_given_x_t_x1_and_a_guess():
     skip_t, skip_1, skip_g, out, *_ = factors(model, t)
     assert skip_t * xt + skip_1 * x1 + skip_g * g == pytest.approx(mean, rel=1e-8)
     assert out == pytest.approx(std, rel=1e-8)
+
+
+@pytest.mark.parametrize("cond_x1", [False, True])
+def test_factors_are_finite_at_every_time_in_single_precision(cond_x1):
+    t = torch.cat([torch.zeros(1), torch.logspace(-12, 0, 1000)])
+    s = build(cond_x1=cond_x1).scalings(t)
+    assert all(bool(f.isfinite().all()) for f in s[:5])
+    if not cond_x1:  # no division by what is left of x0 once x_t is known
+        assert s.out.min() == pytest.approx(1e-4)
+    assert s.out.max() < 1
+
+
+def test_a_guess_that_is_given_is_not_made_again(monkeypatch):
+    model, (xt, x1, g), t = build(tikhonov=1e-3), torch.rand(3, 2, 3, 16, 16), torch.tensor([0.4, 1.0])
+    own = model(xt, t, x1, model.guess(x1))
+    assert torch.equal(own, model(xt, t, x1))
+    monkeypatch.setattr(model, "guess", None)
+    assert torch.equal(own, model(xt, t, x1, GaussianBlur().inverse(x1, 1e-3)))
+    assert (model(xt, t, x1, g) - own).abs().max() > 0.01
+
+
+def test_each_image_has_its_own_loss():
+    model, t = build(), torch.tensor([0.3, 0.9])
+    x0, x1, noise = torch.rand(3, 2, 3, 8, 8) * 2 - 1
+    both = model.loss(x0, x1, t, noise)
+    for i in range(2):
+        one = slice(i, i + 1)
+        torch.testing.assert_close(model.loss(x0[one], x1[one], t[one], noise[one]), both[one])
+
+
+def test_the_configuration_reaches_the_schedule_the_network_and_the_name():
+    model = build(beta_min=0.2, beta_max=0.5, dropout=0.25)
+    assert model.bridge.schedule == Schedule.symmetric(beta_min=0.2, beta_max=0.5)
+    assert {m.p for m in model.modules() if isinstance(m, nn.Dropout)} == {0.25}
+    count = sum(len(p.flatten()) for p in model.parameters())
+    assert repr(model) == f"Denoiser(bridge, blind, unet-tiny of {count:,} weights)"
+    told = build(tikhonov=0.1, process="regression")
+    assert "regression, told GaussianBlur(kernel_size=7, sigma=2.0), unet-tiny" in repr(told)
+    assert "(bridge, not shown x1, unet-tiny of" in repr(build(cond_x1=False))
 
 
 @pytest.mark.parametrize(

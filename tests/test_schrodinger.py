@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from i2sb_lib import schrodinger
 from i2sb_lib.schedule import Schedule
 from i2sb_lib.schrodinger import SchrodingerSystem, heat
 
@@ -68,6 +69,14 @@ def test_boundary_products(system: SchrodingerSystem) -> None:
         assert float(p.sum()) * h == pytest.approx(1, abs=1e-12)
     assert float(system.log_Psi_hat(0.37).exp().sum()) * h == pytest.approx(1, abs=1e-6)
     assert system.errors[0] > system.errors[len(system.errors) // 2] > system.errors[-1]
+
+
+def test_errors_are_those_of_the_product_at_the_clean_end() -> None:
+    x = line(61)
+    got = SchrodingerSystem(SCHEDULE, [x], bumps(x, -1.0, 0.2), bumps(x, 0.5), tol=1e-2)
+    gap = (got.log_Psi(0.0) + got.log_Psi_hat(0.0)).exp() - got.p_a
+    assert got.errors[-1] == pytest.approx(float(gap.abs().sum()) * got.spacing[0], rel=1e-9)
+    assert got.errors[-2] > 1e-2 > got.errors[-1] > 1e-6
 
 
 @pytest.mark.parametrize("schedule", [SCHEDULE, Schedule.constant(0.5)])
@@ -224,6 +233,14 @@ def test_a_step_of_the_simulation_has_the_variance_of_its_interval(
         assert torch.allclose(xt, expected, rtol=0, atol=1e-12)
 
 
+def test_a_tolerance_that_is_not_reached_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    p, calls = line(3) + 4, []
+    monkeypatch.setattr(schrodinger, "heat", lambda log_f, *_: calls.append(1) or log_f)  # fast, of no use
+    with pytest.raises(ValueError, match=r"no error below -1 in 10,000 iterations: raise tol or beta"):
+        SchrodingerSystem(SCHEDULE, [line(3)], p, p, tol=-1)
+    assert len(calls) == 20_000
+
+
 def test_zero_mass_is_allowed() -> None:
     x = line(121)
     box = ((x.abs() > 0.5) & (x.abs() < 1)).double()
@@ -239,6 +256,7 @@ def test_zero_mass_is_allowed() -> None:
         ([line(5)] * 3, torch.ones(5, 5, 5), "1 or 2 uniform axes"),
         ([torch.tensor([0.0, 1.0, 3.0])], torch.ones(3), "1 or 2 uniform axes"),
         ([line(5).flip(0)], torch.ones(5), "1 or 2 uniform axes"),
+        ([torch.tensor([0.0, 1.0, 2.01])], torch.ones(3), "1 or 2 uniform axes"),
         ([line(2)], torch.ones(2), "1 or 2 uniform axes"),
         ([line(5)], torch.ones(4), "densities"),
         ([line(5)], -torch.ones(5), "densities"),
