@@ -1,0 +1,148 @@
+"""What the rendered pages make of a notebook, and that the cover draws what was measured."""
+
+import copy
+import json
+import re
+import sys
+
+import pytest
+from conftest import ROOT, script
+
+pytest.importorskip("myst_nb")
+PAGES = script("pages", "book/_ext")
+COVER = script("cover", "book")
+CHECK_PAGES = script("check_pages", "tests/browser")
+NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
+
+
+def code(source: str, *tags: str, outputs: tuple[dict, ...] = ()) -> dict:
+    return {
+        "cell_type": "code",
+        "source": [source],
+        "metadata": {"tags": list(tags)},
+        "outputs": list(outputs),
+    }
+
+
+def checked(claim: str) -> dict:
+    record = {"claim": claim, "what": "error", "sign": "≤", "limit": 1.0, "measured": 0.5}
+    return {"output_type": "display_data", "data": {"text/plain": "✓"}, "metadata": {"i2sb_check": record}}
+
+
+FIGURE = {"output_type": "display_data", "data": {"image/png": ""}, "metadata": {}}
+TEXT = {"cell_type": "markdown", "source": ["text"], "metadata": {}}
+
+
+def shown(*cells: dict) -> list[dict]:
+    return PAGES.page({"cells": [code("bootstrap", "hide-cell"), *cells], "metadata": {}})["cells"]
+
+
+def outputs(notebook: dict) -> list[dict]:
+    return [o for c in notebook["cells"] for o in c.get("outputs", [])]
+
+
+def listed(line: dict) -> list[dict]:
+    """The records behind one line of checks."""
+    return json.loads(line["data"]["text/markdown"].split("\n")[1])
+
+
+def test_the_bootstrap_is_not_on_the_page():
+    assert shown(TEXT) == [TEXT]
+
+
+def test_set_up_and_helpers_stand_in_the_fold_of_the_next_figure():
+    helper, last = code("def f(): 0", "hide-input"), code("f()", "hide-input", outputs=(FIGURE,))
+    cells = [code("import a"), TEXT, helper, last]
+    text, figure = shown(*cells)
+    assert (text, figure["source"]) == (TEXT, "import a\n\n\ndef f(): 0\n\n\nf()")
+
+
+def test_helpers_are_folded_before_visible_code_that_uses_them():
+    helpers, visible = shown(code("def f(): 0", "hide-input"), code("f()", outputs=(FIGURE,)))
+    assert helpers["source"] == "def f(): 0"
+    assert helpers["metadata"]["tags"] == ["hide-input"]
+    assert visible["source"] == ["f()"]
+
+
+def test_set_up_that_no_fold_takes_is_not_lost():
+    assert [c["source"] for c in shown(code("import a"), code("a.b", outputs=(FIGURE,)))] == [
+        ["a.b"],
+        "import a",
+    ]
+
+
+def test_checks_of_a_cell_are_one_output_behind_the_others():
+    (cell,) = shown(code("check()", outputs=(checked("a"), FIGURE, checked("b"))))
+    figure, line = cell["outputs"]
+    assert figure == FIGURE
+    assert [r["claim"] for r in listed(line)] == ["a", "b"]
+
+
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda f: f.stem)
+def test_no_code_and_no_check_is_lost_between_notebook_and_page(file):
+    before = json.loads(file.read_text())
+    after = PAGES.page(copy.deepcopy(before))
+    pages = "\n".join("".join(c["source"]) for c in after["cells"])
+    assert all("".join(c["source"]) in pages for c in before["cells"][1:])
+    made = [r for o in outputs(before) if (r := o.get("metadata", {}).get("i2sb_check"))]
+    lines = [o for o in outputs(after) if o.get("metadata", {}).get("i2sb_checks")]
+    assert [r for line in lines for r in listed(line)] == made
+
+
+def test_names_are_listed_in_words():
+    assert PAGES.listed(["A"]) == "A"
+    assert PAGES.listed(["A", "B", "C"]) == "A, B and C"
+    assert PAGES.listed(list("ABCDE")) == "A, B and 3 more"
+
+
+NUMBERS = {"27.50": True, "−0.3 ± 0.1": True, "≤ 1e-8": False, "10 or 20": False, "cunet": False}
+
+
+@pytest.mark.parametrize("text", NUMBERS)
+def test_numbers_in_tables_are_told_from_words(text):
+    assert bool(PAGES.Numbers.NUMBER.fullmatch(text)) == NUMBERS[text]
+
+
+def test_the_cover_draws_the_records_as_they_are():
+    assert (COVER.COVER / "results.svg").read_text() == COVER.results_svg()
+    assert f"{COVER.measured('celeba64-deblur', 10)['psnr']['value']:.2f} dB" in COVER.described()
+
+
+def test_the_cover_moves_along_walks_that_were_simulated():
+    """As drawn, up to a pixel: another machine's random numbers are the same, its last digits need not be."""
+    drawn = (COVER.COVER / "walk.html").read_text()
+    lines = re.findall(r'<path d="M(\d+,[\d., -]+)"/>', drawn)
+    path, x0, _ = COVER.walks()
+    assert len(lines) == COVER.WALKS
+    for line, walk in zip(lines, path.tolist(), strict=True):
+        ys = [float(point.split(",")[1]) for point in line.split()]
+        assert ys == pytest.approx([COVER.down(x) for x in walk], abs=1)
+    ends = path[:, -1]
+    assert ((ends[:, None] - x0[None, ::100]).abs().amin(1) < 0.2).all()  # each ends among the clean
+
+
+def test_faults_of_a_page_are_seen():
+    good = {"marked": 3, "math": 3, "height": 900, "width": 0, "ids": ["a"]}
+    good |= {"raw": [], "mathErrors": [], "unreachable": []}
+    faults = CHECK_PAGES.faults_of_page
+    assert list(faults(good, "x")) == []
+    worse = {"math": 0, "raw": [r"\(x\)"], "height": 20_000, "width": 5, "unreachable": ["t"]}
+    worse |= {"ids": ["a", "a"], "mathErrors": ["x"]}
+    for key, value in worse.items():
+        assert len(list(faults({**good, key: value}, "x"))) == 1, key
+
+
+def test_requests_that_leave_the_site_are_seen():
+    sent = [
+        {"method": "Network.requestWillBeSent", "params": {"requestId": url, "request": {"url": url}}}
+        for url in ("http://h/a.js", "https://cdn.x/a.js")
+    ]
+    assert list(CHECK_PAGES.faults_of_loading(sent, "http://h")) == ["leaves the site: https://cdn.x/a.js"]
+
+
+def test_without_a_chromium_one_sentence_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(CHECK_PAGES.shutil, "which", lambda _: None)
+    monkeypatch.delenv("CHROMIUM", raising=False)
+    monkeypatch.setattr(sys, "argv", ["check_pages.py"])
+    assert CHECK_PAGES.main() == 2
+    assert capsys.readouterr().out.startswith("No Chromium was found")
