@@ -52,6 +52,8 @@ def test_every_level_survives_the_round_trip():
     assert torch.equal(to_uint8(x - 0.49 / 127.5), levels)
     assert to_uint8(torch.tensor([-1.2, 1.3])).tolist() == [0, 255]
     assert torch.equal(quantise(x), x)
+    for kind in (torch.bfloat16, torch.float16, torch.float64):  # half precision is rounded no further
+        assert torch.equal(to_uint8(x.to(kind)), to_uint8(x.to(kind).float()))
 
 
 def test_psnr_is_per_image_with_peak_two():
@@ -241,6 +243,7 @@ def test_sixteen_bits_are_scaled_whatever_their_form():
     assert levels(raw_tiff(b"\xff\xf8\x00", bits=12)) == [255, 128]
     assert levels(io.BytesIO(b"P5 8 1 65535\n" + np.array(deep, dtype=">u2").tobytes())) == want
     assert levels(raw_tiff([0, 0])) == [0, 0]  # black at any scale
+    assert levels(raw_tiff([4096, 0])) == [16, 0]  # 13 bits are not of a 12-bit camera
     colours = to_tensor(open_image(raw_png([[65535, 0, 0, 25601, 300, 999]], 2, [25601, 300, 999])))
     assert colours[:, 0].T.tolist() == [[255, 0, 0], [255, 255, 255]]
 
@@ -252,6 +255,7 @@ def test_pixels_of_no_known_scale_are_refused_by_name(tmp_path):
     Image.fromarray(wide).save(buffers["wide"], "tiff")
     buffers |= {"signed": raw_tiff([0, 32767, 9], sign=2), "twelve": raw_tiff([0, 4095, 9])}
     buffers["colour"] = raw_png([[0, 4095, 9]], 2, [7, 7, 7])
+    buffers["dark"] = raw_tiff([1, 0, 0])
     buffers["pfm"] = io.BytesIO(b"Pf 1 1 -1.0\n" + struct.pack("<f", 0.5))
     for name, buffer in buffers.items():
         (tmp_path / name).write_bytes(buffer.getvalue())
@@ -284,6 +288,8 @@ def test_a_header_that_claims_too_much_is_named(picture, tmp_path, monkeypatch):
     monkeypatch.setattr(images, "MAX_PIXELS", 23)
     with pytest.raises(ValueError, match=r"image: expected an image.*6 x 4 pixels, of at most 23"):
         reopen(picture)
+    monkeypatch.setattr(images, "MAX_PIXELS", 24)
+    assert reopen(picture).size == (6, 4)
 
 
 def test_missing_and_nameless_input(tmp_path):

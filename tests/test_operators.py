@@ -32,6 +32,12 @@ def test_what_is_hardly_lopsided_is_not_taken_for_symmetric(share):
     torch.testing.assert_close(op.adjoint(x), y, rtol=0, atol=1e-12)
 
 
+def test_an_inverse_needs_a_finite_weight_that_is_not_negative():
+    for lam in (-1e-9, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=f"expected a finite weight of at least 0, got {lam}"):
+            GaussianBlur().inverse(torch.zeros(1, 3, 8, 8), lam)
+
+
 def test_the_matrix_that_was_used_last_is_kept_longest(monkeypatch):
     """Room for three of four; 20 is used again before the fourth comes, so that 21 goes."""
     monkeypatch.setattr(operators, "_store", OrderedDict())
