@@ -162,6 +162,9 @@ def test_a_seed_means_the_same_noise_for_ever():
     for seed, message in (([1, 2], "expected 3 seeds, one for each image, got 2"), (1.5, "got 1.5")):
         with pytest.raises(ValueError, match=message):
             generators(seed, 3)
+    for seed in (True, [True, 1, 2]):  # which Python would take for 1
+        with pytest.raises(ValueError, match="whole number"):
+            generators(seed, 3)
 
 
 def test_samples_have_one_short_line():
