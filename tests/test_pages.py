@@ -146,3 +146,17 @@ def test_without_a_chromium_one_sentence_says_so(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["check_pages.py"])
     assert CHECK_PAGES.main() == 2
     assert capsys.readouterr().out.startswith("No Chromium was found")
+
+
+def test_a_proof_that_is_folded_opens_and_others_stay():
+    from docutils import nodes
+    from sphinx_proof.nodes import proof_node
+
+    for classes, body in ((["proof", "dropdown"], 2), (["proof"], 0)):
+        page, node = type("Page", (), {"body": []})(), proof_node()
+        node += nodes.admonition("", nodes.paragraph("", "Proof. By parts."), classes=classes)
+        PAGES.open_proof(page, node)
+        PAGES.close_proof(page, node)
+        assert len(page.body) == body
+        assert node[0]["classes"] == ["proof"]
+        assert node.astext() == ("By parts." if body else "Proof. By parts.")

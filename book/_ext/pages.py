@@ -16,6 +16,7 @@ from docutils.parsers.rst import Directive
 from myst_nb.sphinx_ import HideCodeCellNode
 from sphinx.application import Sphinx
 from sphinx.transforms.post_transforms import SphinxPostTransform
+from sphinx_proof.nodes import proof_node, visit_proof_node
 
 FOLDED = {"hide-input", "hide-cell"}
 LEDGER = "book/appendix_c_ledger"
@@ -173,6 +174,21 @@ def close_fold(translator: Any, node: HideCodeCellNode) -> None:
     translator.body.append("</details>\n")
 
 
+def open_proof(translator: Any, node: proof_node) -> None:
+    """A proof of class dropdown is a fold: as an admonition without a title it stops the theme's script."""
+    if "dropdown" in node[0]["classes"]:
+        node["folded"] = True
+        node[0]["classes"].remove("dropdown")
+        first = next(iter(node.findall(nodes.Text)))
+        first.parent.replace(first, nodes.Text(first.removeprefix("Proof. ")))
+        translator.body.append('<details class="fold"><summary>Proof</summary>\n')
+
+
+def close_proof(translator: Any, node: proof_node) -> None:
+    if node.get("folded"):
+        translator.body.append("</details>\n")
+
+
 def read(app: Sphinx, docname: str, content: list[str]) -> None:
     """Sphinx's source-read: a notebook becomes its page."""
     if app.env.doc2path(docname).endswith(".ipynb"):
@@ -223,6 +239,8 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("checks", ChecksDirective)
     app.add_node(Checks)
     app.add_node(HideCodeCellNode, override=True, html=(open_fold, close_fold))
+    latex = (visit_proof_node, visit_proof_node)  # both do nothing
+    app.add_node(proof_node, override=True, html=(open_proof, close_proof), latex=latex)
     app.add_post_transform(ChecksLine)
     app.add_post_transform(Numbers)
     app.connect("source-read", read)
