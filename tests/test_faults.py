@@ -269,6 +269,7 @@ def limited_files(size: int) -> int:
     return soft
 
 
+@pytest.mark.slow
 def test_a_full_disk_says_so_and_keeps_what_was_saved(tiny, unbroken, monkeypatch):  # noqa: F811
     before: list = []
     with monkeypatch.context() as patch:

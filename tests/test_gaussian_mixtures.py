@@ -175,7 +175,7 @@ def test_samples_have_the_moments_of_the_law(kind):
 @pytest.mark.parametrize("given_x1", [False, True])
 def test_denoiser_is_the_best_predictor(kind, given_x1):
     """x0 - E[x0 | .] is uncorrelated with functions of what is given: within 5 standard errors."""
-    p, bridge, n = pair(kind), BRIDGES[0], 50_000
+    p, bridge, n = pair(kind), BRIDGES[0], 20_000
     g = torch.Generator().manual_seed(11)
     x0, x1 = p.sample(n, g)
     t = torch.rand(n, generator=g, dtype=F64)
