@@ -11,7 +11,11 @@
   // buttons whose icons or words would give them a second name beside their label
   const oneName = () => {
     document.querySelectorAll(".search-button-field").forEach((button) => button.removeAttribute("aria-label"));
-    document.querySelectorAll(".theme-switch-button title").forEach((title) => title.remove());
+    document.querySelectorAll(".theme-switch-button svg").forEach((icon) => {
+      icon.querySelector("title")?.remove();
+      icon.removeAttribute("role");
+      icon.setAttribute("aria-hidden", "true");
+    });
   };
   const start = () => {
     oneName();

@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -127,17 +128,14 @@ class Browser:
         value = done["result"].get("value")
         return json.loads(value) if isinstance(value, str) and value[:1] in "[{" else value
 
-    def open(self, url: str, width: int = 1440, height: int = 1000, dark: bool = False) -> None:
-        """Load a page at a width and wait until nothing of it is outstanding."""
-        self.call(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=height,
-            deviceScaleFactor=1,
-            mobile=False,
-        )
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.call("Emulation.setEmulatedMedia", features=[scheme])
+    def resize(self, width: int, height: int = 1000) -> None:
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.call("Emulation.setDeviceMetricsOverride", **size)
+
+    def open(self, url: str) -> None:
+        """Load a page at 1440 pixels, in light, and wait until nothing of it is outstanding."""
+        self.resize(1440)
+        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "light"}])
         self.events = []
         self.call("Page.navigate", url=url)
         while not any(e.get("method") == "Page.loadEventFired" for e in self.events):
@@ -249,6 +247,14 @@ def check(html: Path, program: str, overflow: bool, shots: Path | None, only: st
             own = [*faults_of_loading(browser.events, origin), *faults_of_page(page, name)]
             if (bytes_ := weight(browser.events)) > HEAVIEST:
                 own.append(f"{bytes_ / 1e6:.1f} MB, expected at most {HEAVIEST / 1e6}")
+            browser.resize(390)
+            if (wide := browser.evaluate("document.documentElement.scrollWidth - innerWidth")) > 0:
+                own.append(f"scrolls sideways by {wide} pixels at a width of 390")
+            for width, theme in [(1280, "light"), (390, "light"), (1280, "dark")] if shots else []:
+                browser.resize(width, 2400 if width > 400 else 1600)
+                browser.evaluate(f"document.documentElement.dataset.theme = '{theme}'")
+                browser.screenshot(shots / f"{name.replace('/', '-')[:-5]}-{width}-{theme}.png")
+            browser.resize(1440)
             browser.evaluate(axe + ";0")
             for theme in ["light", "dark"]:
                 for rule, count, where, what in browser.evaluate(AXE_RUN.replace("THEME", theme)):
@@ -256,27 +262,20 @@ def check(html: Path, program: str, overflow: bool, shots: Path | None, only: st
             print(f"{name:40} {page['height']:6,} px {bytes_ / 1e6:5.2f} MB  {len(own)} faults", flush=True)
             if overflow:
                 for kind in ["formulas", "code", "tables"]:
-                    print(
-                        *(f"    {kind}: {each}" for each in page[kind]), sep="\n", end="\n" * bool(page[kind])
-                    )
-            for width, dark in [(1280, False), (390, False), (1280, True)] if shots else []:
-                browser.open(f"{origin}/{name}", width, 2400 if width > 400 else 1600, dark)
-                browser.evaluate(PROBE)
-                shot = name.replace("/", "-").replace(".html", f"-{width}{'-dark' * dark}.png")
-                browser.screenshot(shots / shot)
-            browser.open(f"{origin}/{name}", 390)
-            if (narrow := browser.evaluate(PROBE))["width"] > 0:
-                own.append(f"scrolls sideways by {narrow['width']} pixels at a width of 390")
+                    for each in page[kind]:
+                        print(f"    {kind}: {each}")
             faults += [f"{name}: {fault}" for fault in own]
-        if not only:
-            faults += faults_of_links(pages, origin, html)
-            if not any("06_" in a for a in found_by_search(browser, origin, "posterior")):
-                faults.append('search.html: "posterior" does not find chapter 6')
+            print(*(f"    {fault}" for fault in own), sep="\n", end="\n" * bool(own), flush=True)
+        whole = [] if only else list(faults_of_links(pages, origin, html))
+        if not only and not any("06_" in a for a in found_by_search(browser, origin, "posterior")):
+            whole.append('search.html: "posterior" does not find chapter 6')
         some = next((n for n in names if "06_" in n), names[0])
         browser.open((html / some).resolve().as_uri())
         local = browser.evaluate(PROBE)
         lost = [*faults_of_loading(browser.events, "file://"), *faults_of_page(local, some)]
-        faults += [f"{some} opened as a file: {fault}" for fault in lost]
+        whole += [f"{some} opened as a file: {fault}" for fault in lost]
+        print(*whole, sep="\n", end="\n" * bool(whole))
+        faults += whole
     finally:
         browser.close()
         server.shutdown()
@@ -299,8 +298,8 @@ def main() -> int:
         return 2
     if options.shots:
         options.shots.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the browser is closed
     faults = check(options.html, program, options.overflow, options.shots, options.only)
-    print(*faults, sep="\n")
     print(f"{len(faults)} faults" if faults else "The pages are in order.")
     return int(bool(faults))
 
