@@ -46,6 +46,13 @@ def test_times_are_spread_over_the_batch():
     assert batches(process="regression")(11)[2].tolist() == [1, 1, 1]
 
 
+def test_the_degradation_draws_anew_at_every_step():
+    run, other = batches(), batches(seed=1)
+    noise = [x1 - x0 for x0, x1, *_ in (run(11), run(12), other(11), batches()(11))]
+    assert torch.equal(noise[0], noise[3])
+    assert not any(torch.allclose(noise[0], z, atol=0.01) for z in noise[1:3])
+
+
 def test_times_are_uniform_in_their_strata_and_never_below_a_thousandth():
     """One batch of 1,000: the last stratum alone would hold every time below 1 / 1000."""
     images = torch.zeros(1000, 3, 2, 2, dtype=torch.uint8)
