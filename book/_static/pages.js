@@ -18,7 +18,9 @@
     });
   };
   const start = () => {
-    oneName();
+    oneName(); // and again where the icons are drawn late
+    const late = new MutationObserver(oneName);
+    document.querySelectorAll(".theme-switch-button").forEach((button) => late.observe(button, { childList: true }));
     (window.MathJax?.startup?.promise ?? Promise.resolve()).then(mark);
   };
   window.addEventListener("load", start);
