@@ -1,6 +1,6 @@
 r"""What a learned bridge has to beat: restorations of a known separable blur, without a network.
 
-All take y = H x + noise, images (B, 3, H, W) in [-1, 1], and give x_hat of that form, not clipped.
+All take y = H x + noise, images (B, C, H, W) in [-1, 1], and give x_hat of that form, not clipped.
 Two more come from the same network and the same training (`i2sb train --process`): regression of
 x0 on x1, and diffusion from noise given x1. The degraded image itself is the baseline "identity".
 """
@@ -16,7 +16,7 @@ from i2sb_lib.images import check_images
 def tikhonov(y: Tensor, operator: Separable, lam: float = 2e-4) -> Tensor:
     """argmin_x |H x - y|^2 + lam |x|^2. lam = 0 is the exact inverse.   [Tikhonov 1963]
 
-    y: (B, 3, H, W) in [-1, 1]; ValueError for other input.
+    y: (B, C, H, W) in [-1, 1]; ValueError for other input.
     """
     return operator.inverse(check_images(y, "tikhonov"), lam)
 
@@ -56,7 +56,7 @@ def richardson_lucy(y: Tensor, operator: Separable, iterations: int = 30) -> Ten
 
     With intensities u = (x + 1) / 2 in (0, 1] each iteration is u <- u H^T(v / H u) / H^T 1, where v
     are those of y: it keeps u positive and never lowers sum v log(H u) - H u.
-    y: (B, 3, H, W) in [-1, 1]; ValueError for other input and for no iterations.
+    y: (B, C, H, W) in [-1, 1]; ValueError for other input and for no iterations.
     """
     if iterations < 1:
         raise ValueError(f"expected at least one iteration, got {iterations}")

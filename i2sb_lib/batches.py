@@ -1,18 +1,21 @@
 """What a step of training sees, from (seed, step) alone: images, pairs, times, noise, dropout."""
 
 import contextlib
+import dataclasses
+import inspect
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from i2sb_lib.config import TrainConfig, stream
-from i2sb_lib.degradations import Degradation
-from i2sb_lib.images import to_float
+from i2sb_lib.bridge import stratified
+from i2sb_lib.config import TrainConfig, create_pair_maker, stream
+from i2sb_lib.degradations import Compose, Degradation, Noise, Quantise
+from i2sb_lib.images import check_images, to_float
 
-_SEEDING = threading.Lock()
+_SEEDING = threading.RLock()  # one seeds inside another, too
 
 
 @contextlib.contextmanager
@@ -28,12 +31,62 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-class Batches:
-    """Training pairs by step: `batches(k)` is the same for the same images, config and k."""
+class Own(Degradation):
+    """Any callable as a degradation: x0 (B, C, H, W) in [-1, 1] -> x1 of that form, perhaps (x0, generator).
 
-    def __init__(self, images: Tensor, degrade: Degradation, config: TrainConfig) -> None:
-        self.images, self.degrade, self.config = images, degrade, config
+    One that takes no generator may draw global random numbers: they are seeded from the generator, and
+    then go on as before. What it gives is checked: ValueError says what came.
+    """
+
+    def __init__(self, call: Callable[..., Tensor]) -> None:
+        self.call, self.name = call, getattr(call, "__name__", type(call).__name__)
+        try:
+            two = len(inspect.signature(call).bind(None, None).args) == 2
+        except (TypeError, ValueError):
+            two = False
+        self.drawn = two
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def apply(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        if self.drawn:
+            y = self.call(x, generator)
+        elif generator is None:
+            y = self.call(x)
+        else:
+            start = int(torch.randint(2**31, (), generator=generator, device=generator.device))
+            with seeded(start, x.device):
+                y = self.call(x)
+        check_images(y, f"{self.name}'s x1", x.shape[1])
+        if y.shape != x.shape:
+            raise ValueError(f"{self.name}: expected x1 of x0's shape {tuple(x.shape)}, got {tuple(y.shape)}")
+        return y.to(x)
+
+
+def create_degrade(config: TrainConfig, own: Callable[..., Tensor] | None = None) -> Degradation:
+    """A run's degradation: the config's, or one's own with the config's noise and rounding behind it."""
+    if own is None or isinstance(own, Degradation):
+        return own or create_pair_maker(dataclasses.asdict(config))
+    parts = Own(own), *[Noise(config.noise)] * bool(config.noise), *[Quantise()] * config.quantise
+    return Compose(parts)
+
+
+class Batches:
+    """Training pairs by step: `batches(k)` is the same for the same images, config and k.
+
+    images: x0, uint8 (N, C, H, W). targets: their x1 of that form; where None, `degrade` makes x1.
+    """
+
+    def __init__(
+        self, images: Tensor, degrade: Degradation, config: TrainConfig, targets: Tensor | None = None
+    ) -> None:
+        self.images, self.degrade, self.config, self.targets = images, degrade, config, targets
         self._orders: dict[int, Tensor] = {}
+
+    def start(self, x0: Tensor, indices: Tensor, generator: torch.Generator) -> Tensor:
+        """x1 of the images at `indices`, whose x0 is given."""
+        return self.degrade(x0, generator) if self.targets is None else to_float(self.targets[indices])
 
     def indices(self, step: int) -> Tensor:
         """Positions of step's images: every epoch visits every image once, in a new order."""
@@ -46,15 +99,19 @@ class Batches:
         return torch.stack([self._orders[k // n][k % n] for k in places.tolist()])
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """x0, x1 (B, 3, H, W), t (B,) in (0, 1] stratified over the batch, and the bridge's noise."""
+        """x0, x1 (B, C, H, W), t (B,) in (0, 1] stratified over the batch, and the bridge's noise."""
         device = self.images.device
         generator = torch.Generator(device).manual_seed(stream(self.config.seed, step))
-        x0 = to_float(self.images[self.indices(step).to(device)])
+        indices = self.indices(step).to(device)
+        x0 = to_float(self.images[indices])
         size = len(x0)
         flip, u = torch.rand(2, size, generator=generator, device=device)
-        x0 = torch.where(flip.reshape(-1, 1, 1, 1) < 0.5, x0.flip(-1), x0)
-        x1 = self.degrade(x0, generator)
-        t = 1 - (torch.arange(size, device=device) + u) / size * (1 - 1e-3)
+        flip = flip.reshape(-1, 1, 1, 1) < 0.5
+        x0 = torch.where(flip, x0.flip(-1), x0)
+        x1 = self.start(x0, indices, generator)
+        if self.targets is not None:
+            x1 = torch.where(flip, x1.flip(-1), x1)
+        t = stratified(u)
         if self.config.process == "regression":
             t = torch.ones_like(t)
         return x0, x1, t, torch.randn(x0.shape, generator=generator, device=device)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from i2sb_lib.schedule import Schedule, as_time, check_times
 
+Net = Callable[[Tensor, Tensor], Tensor]  # (x_t, t (B,)) -> x_t's shape
 Coefficients = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
@@ -42,6 +43,20 @@ def expand(t: Tensor | float, x: Tensor) -> Tensor:
             f"expected t of shape () or ({x.shape[0]},) for x of shape {tuple(x.shape)}, got {tuple(t.shape)}"
         )
     return t.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def sample_times(
+    count: int, generator: torch.Generator | None = None, device: torch.device | str | None = None
+) -> Tensor:
+    """Times (count,) in (0, 1] for training, one in each of as many equal parts of [1e-3, 1]."""
+    device = generator.device if generator is not None else device
+    u = torch.rand(count, generator=generator, device=device)
+    return stratified(u)
+
+
+def stratified(u: Tensor) -> Tensor:
+    """u (B,), uniform on [0, 1), as times in (0, 1]: 1 - (i + u_i) / B for i < B, down to 1e-3."""
+    return 1 - (torch.arange(len(u), device=u.device) + u) / len(u) * (1 - 1e-3)
 
 
 def _one_shape(**parts: Tensor) -> None:
@@ -124,9 +139,18 @@ class Bridge:
         a, b, c = self.coefficients(expand(t, x0))
         return a * x0 + b * x1, c**2
 
-    def q_sample(self, t: Tensor | float, x0: Tensor, x1: Tensor, noise: Tensor | None = None) -> Tensor:
+    def q_sample(
+        self,
+        t: Tensor | float,
+        x0: Tensor,
+        x1: Tensor,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         """Draw x_t ~ q(x_t | x0, x1); noise ~ N(0, I) of x0's shape is drawn if not given."""
-        noise = torch.randn_like(x0) if noise is None else noise
+        if noise is None:
+            place = x0.device if generator is None else generator.device
+            noise = torch.randn(x0.shape, generator=generator, device=place, dtype=x0.dtype).to(x0.device)
         _one_shape(x0=x0, noise=noise)
         mean, var = self.q_mean_var(t, x0, x1)
         return mean + var.sqrt() * noise
@@ -181,6 +205,26 @@ class Bridge:
         """Clean estimate x_t - sigma_t eps: the inverse of `target`."""
         _one_shape(xt=xt, eps=eps)
         return xt - self.std(t, xt) * eps
+
+    def loss(self, net: Net, x0: Tensor, x1: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Per-sample loss (B,) of Algorithm 1: the mean of |net(x_t, t) - (x_t - x0) / sigma_t|^2.
+
+        t is stratified over the batch (`sample_times`). net: (x_t, t (B,)) -> x_t's shape. With it:
+
+            for x0, x1 in pairs:
+                bridge.loss(net, x0, x1).mean().backward()
+                optimizer.step(), optimizer.zero_grad()
+            x0_hat = sample(bridge.denoiser(net), bridge, x1).x                     [Liu 2023, Algorithm 1]
+        """
+        t = sample_times(len(x0), generator, x0.device)
+        xt = self.q_sample(t, x0, x1, generator=generator)
+        target, found = self.target(t, x0, xt), net(xt, t)
+        _one_shape(target=target, found=found)
+        return (found - target).square().flatten(1).mean(1)
+
+    def denoiser(self, net: Net) -> Net:
+        """x0_hat = x_t - sigma_t net(x_t, t): what `sample` takes, from a net that `loss` trained."""
+        return lambda xt, t: self.predict_x0(t, xt, net(xt, t))
 
     @property
     def total_std(self) -> float:

@@ -10,22 +10,53 @@ import re
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
+from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from i2sb_lib.denoiser import Denoiser, ModelConfig
 from i2sb_lib.devices import auto_device
 from i2sb_lib.faults import first_line
 from i2sb_lib.files import atomic_write
-from i2sb_lib.restoration import Pretrained
+from i2sb_lib.restoration import Restorer
 
 SHARD_BYTES = 45_000_000
 CARD_BYTES = 10_000_000  # a model.json that is larger is none
 DEFAULT = "celeba64-deblur"
 _PACKAGE = Path(__file__).parent
 SHIPPED = [_PACKAGE / "pretrained", _PACKAGE.parent / "data" / "checkpoints"]  # installed, or a clone
+
+
+class Pretrained(Restorer, ModelHubMixin, library_name="i2sb-lib", tags=["image-to-image"]):
+    """What `load_pretrained` returns: restores, and is saved to and loaded from folders and the hub.
+
+    A module like any other (`.to`, `.half`, `.parameters`); `save_pretrained`, `push_to_hub` and
+    `from_pretrained` are huggingface_hub's, with the files of this module.
+    """
+
+    def __init__(self, denoiser: Denoiser, record: dict[str, Any], folder: Path) -> None:
+        super().__init__(denoiser, record, folder)
+        self._hub_mixin_config = None  # model.json says it
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        save_pretrained(save_directory, self.denoiser, self.record)
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, **how: Any) -> "Pretrained":
+        return load_pretrained(model_id, how.get("map_location"), net=how.get("net"))
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """The card that lies beside the weights, or what the run's record says."""
+        card = self.folder / "README.md"
+        if card.exists():
+            return ModelCard(card.read_text(encoding="utf-8"))
+        data = ModelCardData(library_name="i2sb-lib", tags=["image-to-image"], pipeline_tag="image-to-image")
+        record = json.dumps(self.record, indent=1)
+        said = f"{self.denoiser!r}\n\nRestores with `i2sb_lib.load_pretrained`. Its training:"
+        return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{said}\n\n```json\n{record}\n```\n")
 
 
 def save_pretrained(folder: Path, model: Denoiser, record: dict[str, Any]) -> None:
@@ -81,12 +112,10 @@ def _weights(files: list[Path], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _download(name: str) -> Path:
     """The folder into which the hub's client puts model.json and the shards that it names, no more."""
-    from huggingface_hub import hf_hub_download
-
     try:
-        file = Path(hf_hub_download(name, "model.json"))
+        file = Path(huggingface_hub.hf_hub_download(name, "model.json"))
         for shard in _read(file)[1]:  # of the same commit, whose folder this is
-            hf_hub_download(name, shard, revision=file.parent.name)
+            huggingface_hub.hf_hub_download(name, shard, revision=file.parent.name)
     except Exception as error:  # the client has no common base class for its errors
         told = f"expected a shipped model, a folder or a hub id with model.json, got: {first_line(error)}"
         raise ValueError(f"{name}: {told}") from error
@@ -106,11 +135,14 @@ def _find(name: str) -> Path:
     raise ValueError(f"expected one of {known}, a folder with model.json or a hub id, got {got}")
 
 
-def load_pretrained(name: str | Path = DEFAULT, device: str | torch.device | None = None) -> Pretrained:
+def load_pretrained(
+    name: str | Path = DEFAULT, device: str | torch.device | None = None, *, net: nn.Module | None = None
+) -> Pretrained:
     """The model of a checkpoint, in float32 on `device` (a GPU, CUDA or Apple's, where there is one).
 
     name: one that is shipped, the folder of a run or checkpoint, or a hub id, of which model.json and its
     shards are downloaded. What begins with ".", "/" or "~" or lies in a folder that exists is a folder.
+    net: a module of one's own, for the checkpoint of a run that was given one; it gets the weights.
     Nothing but JSON and safetensors is read, from that folder alone. Raises ValueError where there is
     no such checkpoint or a file of it is missing or damaged.
     """
@@ -119,7 +151,7 @@ def load_pretrained(name: str | Path = DEFAULT, device: str | torch.device | Non
         model, shards, record = _read(path / "model.json")
         config = ModelConfig(**model)
         moments: Any = tuple(config.moments)  # JSON has lists
-        denoiser = Denoiser(dataclasses.replace(config, moments=moments))
+        denoiser = Denoiser(dataclasses.replace(config, moments=moments), net)
         denoiser.load_state_dict(_weights([path / n for n in shards], denoiser.state_dict()))
     except Exception as error:
         raise ValueError(f"{path}: expected a complete checkpoint, got: {first_line(error)}") from error

@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import json
 import math
+import re
 import shutil
 import sys
 from dataclasses import dataclass
@@ -20,10 +21,10 @@ from accelerate import PartialState
 from torch import Tensor
 
 import i2sb_lib
-from i2sb_lib.checkpoints import DEFAULT, SHIPPED, load_pretrained
+from i2sb_lib.checkpoints import DEFAULT, SHIPPED, Pretrained, load_pretrained
 from i2sb_lib.config import PRESETS, TrainConfig, create_pair_maker
 from i2sb_lib.console import explain, plain_console
-from i2sb_lib.data import fingerprint, load_images
+from i2sb_lib.data import fingerprint, load_images, sides
 from i2sb_lib.degradations import Degradation, create_degradation
 from i2sb_lib.devices import device_name
 from i2sb_lib.evaluation import MetricUnavailable, check_metrics, evaluate
@@ -31,7 +32,7 @@ from i2sb_lib.faults import TrainingError, check_writable, first_line
 from i2sb_lib.files import atomic_write, git_commit
 from i2sb_lib.folders import each_image, seed_of
 from i2sb_lib.images import is_run, save_image, to_float
-from i2sb_lib.restoration import Pretrained
+from i2sb_lib.pairs import load_pairs
 from i2sb_lib.samplers import Sampler
 from i2sb_lib.training import train
 
@@ -96,7 +97,7 @@ class Restore:
             x0_hat = model.restore(x1, self.nfe, self.sampler, seeds, progress=slow, **how)
             return torch.cat([x1, x0_hat], dim=-1) if degrade else x0_hat
 
-        each_image(self.source, self.target, work)
+        each_image(self.source, self.target, work, model.denoiser.config.channels)
 
 
 @dataclass
@@ -122,6 +123,8 @@ class Evaluate:
 
     checkpoint: str = DEFAULT  # a shipped model, a run's folder or a hub id
     data: str = "embedded"  # clean images: embedded, a folder, a zip, parquet or a hub id
+    # the same images degraded, under the same names, in place of the model's own degradation; "": none
+    degraded: str = ""
     split: str | None = None  # which split of them; test or validation unless said
     nfe: tuple[int, ...] | None = None  # network calls, each a row; 1 and 10, or 1 for a regression
     samplers: tuple[Sampler, ...] = ("sde",)  # each with each nfe
@@ -135,7 +138,7 @@ class Evaluate:
     device: str | None = None  # cpu, cuda or mps; a GPU where there is one unless said
 
     def run(self) -> None:
-        metrics = check_metrics(self.metrics)
+        metrics, how = check_metrics(self.metrics), dict[str, Any]()
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"expected a limit of at least 1, got {self.limit}")
         model = _load(self.checkpoint, self.device)
@@ -144,23 +147,29 @@ class Evaluate:
         calls = ((1,) if alone else (1, 10)) if self.nfe is None else self.nfe
         if min(calls, default=0) < 1 or (alone and set(calls) != {1}):
             raise ValueError(f"expected nfe of {'1: a regression' if alone else 'at least 1'}, got {calls}")
-        degrade = create_pair_maker(training)
+        degrade = None if self.degraded else create_pair_maker(training)
         if self.out is not None:
             out = Path(self.out)
             found = [n for n in ("restored.png", "metrics.json", "history.json") if (out / n).exists()]
             if found and not is_run(out):
                 raise ValueError(f"{out}: expected a folder whose {found[0]} is ours to replace")
             check_writable(out)
-        clean = load_images(self.data, self.split, training["size"], skip_corrupt=self.skip_corrupt)
+        how = {"split": self.split, "skip_corrupt": self.skip_corrupt}
+        how |= {"size": sides(training["size"]), "channels": model.denoiser.config.channels}
+        if degrade:
+            clean = load_images(self.data, **how)
+        else:
+            clean, seen = load_pairs(self.data, self.degraded, **how)
         check_metrics(metrics, clean[: self.limit].shape)
         if fingerprint(clean) == model.record.get("data_fingerprint"):
             print("i2sb: these are the images that the model was trained on", file=sys.stderr)
-        x1 = degrade(to_float(clean), _noise(self.seed))[: self.limit]  # no image's noise depends on limit
+        # no image's noise depends on limit
+        x1 = (degrade(to_float(clean), _noise(self.seed)) if degrade else to_float(seen))[: self.limit]
         clean = clean[: self.limit]
         x0 = to_float(clean)
         rows: list[dict[str, Any]] = []
         sheet = [x0[:8], x1[:8]]
-        how: dict[str, Any] = {"power": self.power, "consistency": self.consistency}
+        how = {"power": self.power, "consistency": self.consistency}
         content = {
             "data": {"source": Path(self.data).name, "images": len(x0), "fingerprint": fingerprint(clean)},
             "seed": self.seed,
@@ -177,7 +186,7 @@ class Evaluate:
                 k: {n: _plain(getattr(m, n)) for n in ("value", "low", "high")} for k, m in result.items()
             }
             if not rows:
-                print(f"{len(x0)} images, {degrade}")
+                print(f"{len(x0)} images, {degrade or self.degraded}")
                 print("  ".join(f"{h:>9}" for h in ("sampler", "nfe", *result)))
             rows.append({"sampler": sampler, "nfe": nfe, **values})
             cells = [f"{sampler:>9}", f"{nfe:>9}", *(f"{m.value:9.4f}" for m in result.values())]
@@ -223,6 +232,7 @@ class Info:
 class Train:
     """Train a bridge, or go on with a run. Flags after --preset change what it sets.
 
+    Pairs of your own, by name: --clean DIR --degraded DIR (--clean is --data by another name).
     Several processes, on GPUs or CPUs: torchrun --nproc-per-node N -m i2sb_lib train ... (accelerate launch
     does for GPUs; on CPUs it starts one process only, and is refused where it was asked for more).
     """
@@ -266,6 +276,7 @@ def main(args: list[str] | None = None) -> None:
         asked = {"-h": __doc__, "--help": __doc__, "--version": f"i2sb {i2sb_lib.__version__}"}
         print(asked.get(name) or f"i2sb: expected one of {list(COMMANDS)}, got {name!r}")
         sys.exit(0 if name in asked else 2)
+    rest = [re.sub("^--clean(?=$|=)", "--data", a) for a in rest] if name in ("train", "evaluate") else rest
     default = _start(rest) if name == "train" else None
     command: Any = tyro.cli(COMMANDS[name], prog=f"i2sb {name}", args=rest, default=default)
     try:

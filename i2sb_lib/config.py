@@ -9,39 +9,37 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from i2sb_lib.degradations import Degradation, create_degradation
-from i2sb_lib.denoiser import Prediction, Process
+from i2sb_lib.denoiser import CUSTOM, Design
 
 FREE_ON_RESUME = {"data", "out", "minutes", "steps", "save_every", "eval_every", "tensorboard", "progress"}
-FREE_ON_RESUME |= {"skip_corrupt"}
-_TAKES: dict[Any, Any] = {float: float | int, float | None: float | int | None, dict[str, float]: dict}
+FREE_ON_RESUME |= {"skip_corrupt", "degraded"}
+_TAKES: dict[Any, Any] = {
+    float: float | int,
+    float | None: float | int | None,
+    dict[str, float]: dict,
+    int | tuple[int, int]: int | tuple,
+}
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """Everything that a run depends on; each field is a flag of `i2sb train`."""
+class TrainConfig(Design):
+    """Everything that a run depends on: the model's design and what follows; each field is a flag."""
 
-    data: str = "embedded"  # embedded, a folder, a zip, parquet or a hub id
+    data: str = "embedded"  # clean images: embedded, a folder, a zip, parquet or a hub id
+    # the same images degraded, under the same names, instead of a degradation; "": none
+    degraded: str = ""
     out: str = "runs/run"  # folder for the state, the weights, the history and the contact sheet
-    size: int = 64  # images are cropped square and resized to this many pixels
-    degradation: str = "blur-gauss"  # name of the degradation that makes x1 from x0
-    # its options, such as kernel_size 7 sigma 2
-    degradation_options: dict[str, float] = field(default_factory=dict)
+    # pixels, one number or height and width: images are cropped to that shape and resized
+    size: int | tuple[int, int] = 64
+    crops: int = 0  # instead: so many crops of that size, anywhere in each image as it is
     noise: float = 0.0  # standard deviation of noise added to x1, on the [0, 1] scale
     quantise: bool = True  # round x1 to 8 bits, as a file would
-    network: str = "unet-small"  # cunet, unet-tiny, unet-small or unet-full
-    process: Process = "bridge"  # or the baselines regression (t = 1 alone) and diffusion from noise
-    cond_x1: bool = True  # show x1 to the network at every t
-    # also show it the Tikhonov inverse of the blur with this weight (operator-aware); 0: blind
-    tikhonov: float = 0.0
-    prediction: Prediction = "precond"  # what the network predicts: see i2sb_lib.denoiser
-    beta_min: float = 0.1  # diffusion at both ends of the bridge
-    beta_max: float = 0.3  # value that its ramp would reach at t = 1; both together set sigma_1
-    dropout: float = 0.0  # probability of dropping a feature
+    init: str = ""  # checkpoint whose weights (and moments) the run starts from; "": random ones
     steps: int = 20_000  # optimiser steps in all; the learning rate falls to zero there
     batch_size: int = 64  # images a step, over all processes
     lr: float = 5e-4  # largest learning rate
@@ -67,6 +65,8 @@ class TrainConfig:
             value: Any = getattr(self, f.name)
             if isinstance(value, Path):  # which a state would not bring back
                 object.__setattr__(self, f.name, value := str(value))
+            if isinstance(value, list):  # as JSON has it
+                object.__setattr__(self, f.name, value := tuple(value))
             choices = get_args(f.type) if get_origin(f.type) is Literal else ()
             if value not in choices if choices else not isinstance(value, _TAKES.get(f.type, f.type)):
                 kind = choices or getattr(f.type, "__name__", None) or f.type
@@ -77,10 +77,14 @@ class TrainConfig:
                 if (value := getattr(self, name)) is not None and not good(value):
                     raise ValueError(f"expected {name} {what}, got {value}")
 
-        expect("size steps batch_size holdout save_every eval_every", "of at least 1", lambda v: v >= 1)
-        expect(
-            "noise tikhonov warmup weight_decay seed minutes", "of at least 0", lambda v: 0 <= v < math.inf
-        )
+        sides = self.size if isinstance(self.size, tuple) else (self.size,)
+        if len(sides) > 2 or not all(type(n) is int and n >= 1 for n in sides):
+            raise ValueError(f"expected size of at least 1, or height and width, got {self.size}")
+        if self.degradation == CUSTOM and self.tikhonov:
+            raise ValueError("expected a degradation with a name for tikhonov, got one of one's own")
+        expect("steps batch_size holdout save_every eval_every", "of at least 1", lambda v: v >= 1)
+        zero = "noise tikhonov warmup weight_decay seed minutes crops"
+        expect(zero, "of at least 0", lambda v: 0 <= v < math.inf)
         expect("lr clip beta_max", "above 0", lambda v: 0 < v < math.inf)
         expect("ema dropout", "from 0 to below 1", lambda v: 0 <= v < 1)
 
@@ -100,7 +104,10 @@ PRESETS = {
 
 
 def create_pair_maker(config: dict[str, Any]) -> Degradation:
-    """The degradation x0 -> x1 of a configuration, as it stands in a run's record."""
+    """The degradation x0 -> x1 of a configuration, as it stands in a run's record.
+
+    Raises ValueError where that is of one's own.
+    """
     options = config["degradation_options"] | {k: config[k] for k in ("noise", "quantise")}
     return create_degradation(config["degradation"], **options)
 

@@ -1,6 +1,6 @@
 r"""Degradations x0 -> x1 of images: batched, on any device, differentiable where they are linear.
 
-Every operator maps float images (B, 3, H, W) in [-1, 1] to the same shape and, but for noise, the same
+Every operator maps float images (B, C, H, W) in [-1, 1] to the same shape and, but for noise, the same
 range; what is random in one draws from the generator it is given. Blur and shrinking act on rows and
 columns apart, so they are two matrices, H(X) = A_h X A_w^T, and their adjoint and inverse are exact
 (`operators`).

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from i2sb_lib.bridge import Bridge, expand
-from i2sb_lib.degradations import Separable, create_degradation
+from i2sb_lib.degradations import DEGRADATIONS, Degradation, Separable, create_degradation
 from i2sb_lib.devices import to_float64
 from i2sb_lib.networks import create_network
 from i2sb_lib.schedule import Schedule
@@ -37,38 +37,63 @@ class Scalings(NamedTuple):
     in_1: float
 
 
+CUSTOM = "custom"  # as the network: a module of one's own; as the degradation: of one's own, or unknown
+
+
 @dataclass(frozen=True)
-class ModelConfig:
+class Design:
+    """What a model is before it has seen an image: what `ModelConfig` and `TrainConfig` share."""
+
+    network: str = "unet-small"  # cunet, unet-tiny, unet-small or unet-full; custom: a module of one's own
+    process: Process = "bridge"  # or the baselines regression (t = 1 alone) and diffusion from noise
+    cond_x1: bool = True  # show x1 to the network at every t
+    prediction: Prediction = "precond"  # what the network predicts: see i2sb_lib.denoiser
+    beta_min: float = 0.1  # diffusion at both ends of the bridge
+    beta_max: float = 0.3  # value that its ramp would reach at t = 1; both together set sigma_1
+    dropout: float = 0.0  # probability of dropping a feature
+    channels: int = 3  # of an image: 1 grey, 3 RGB, 4 RGB with opacity
+    degradation: str = "blur-gauss"  # name of the degradation that makes x1 from x0; custom: one's own
+    # its options, such as kernel_size 7 sigma 2
+    degradation_options: dict[str, float] = field(default_factory=dict)
+    # also show it the Tikhonov inverse of the blur with this weight (operator-aware); 0: blind
+    tikhonov: float = 0.0
+
+
+@dataclass(frozen=True)
+class ModelConfig(Design):
     """What is needed to build a denoiser, and nothing about how it was trained.
 
-    process: the I2SB bridge, or what it is compared with: regression of x0 on x1 (the bridge at t = 1
-    alone) or diffusion from noise given x1.
     tikhonov: weight lam of the Tikhonov inverse of `degradation` that is the guess g; 0 is blind.
     moments: (mean x0^2, mean g^2, mean x0 g) over pixels of the training pairs in [-1, 1], g = x1
-    where the denoiser is not conditioned; the defaults are those of blurred CelebA faces.
+    where the denoiser is not conditioned (`measure_moments`). They scale what the network sees and
+    says, so they belong to its weights; the defaults are those of blurred CelebA faces.
     """
 
-    network: str = "unet-small"
-    process: Process = "bridge"
-    cond_x1: bool = True
-    prediction: Prediction = "precond"
-    beta_min: float = 0.1
-    beta_max: float = 0.3
-    dropout: float = 0.0
-    degradation: str = "blur-gauss"
-    degradation_options: dict[str, Any] = field(default_factory=dict)
-    tikhonov: float = 0.0
     moments: tuple[float, float, float] = (0.343, 0.293, 0.306)
+
+
+def measure_moments(x0: Tensor, g: Tensor) -> tuple[float, float, float]:
+    """(mean x0^2, mean g^2, mean x0 g) over the pixels of pairs (N, C, H, W) in [-1, 1].
+
+    A thousandth of x0's power at least is left for the network to find, also where g says all of x0.
+    """
+    m00, m11, m01 = (round(float((a * b).mean()), 4) for a, b in ((x0, x0), (g, g), (x0, g)))
+    m00, m11 = max(m00, 1e-4), max(m11, 1e-4)
+    most = (0.999 * m00 * m11) ** 0.5
+    return m00, m11, min(max(m01, -most), most)
 
 
 class Denoiser(nn.Module):
     """D(x_t, t, x1) on the bridge that `config` describes; built with random weights.
 
-    Raises ValueError for an unknown prediction, moments of no possible pair, or a Tikhonov guess
-    that cannot be had: without `cond_x1`, or of a degradation that is not separable.
+    net: the network F where config.network is "custom", any module called as net(planes, t) with planes
+    (B, P, H, W) and t (B,) that gives (B, channels, H, W); P is `planes`, and H and W are multiples of
+    its attribute `stride`, where it has one. Raises ValueError for an unknown prediction, moments of no
+    possible pair, a network of one's own that is not given, and a Tikhonov guess that cannot be had:
+    without `cond_x1`, or of a degradation that is not separable.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, net: nn.Module | None = None) -> None:
         super().__init__()
         if config.prediction not in get_args(Prediction):
             raise ValueError(f"expected prediction in {get_args(Prediction)}, got {config.prediction!r}")
@@ -83,18 +108,34 @@ class Denoiser(nn.Module):
         self.config = config
         schedule = Schedule.symmetric(beta_max=config.beta_max, beta_min=config.beta_min)
         self.bridge = Bridge.diffusion() if diffusion else Bridge(schedule)
-        self.operator = create_degradation(config.degradation, **config.degradation_options)
+        # what made x1, without its noise; None where it is one's own, or has a name that is not known here
+        self.operator: Degradation | None = None
+        if config.degradation in DEGRADATIONS:
+            options: dict[str, Any] = config.degradation_options
+            self.operator = create_degradation(config.degradation, **options)
+        if config.channels not in (1, 3, 4):
+            raise ValueError(f"expected 1, 3 or 4 channels, got {config.channels}")
         if not 0 <= config.tikhonov < math.inf:
             raise ValueError(f"expected a finite tikhonov of at least 0, got {config.tikhonov}")
         if config.tikhonov and not (config.cond_x1 and isinstance(self.operator, Separable)):
-            raise ValueError(f"tikhonov needs cond_x1 and a separable blur, got {self.operator}")
-        planes = 3 * (1 + bool(config.cond_x1) + bool(config.tikhonov))
-        self.net = create_network(config.network, planes, config.dropout)
+            raise ValueError(
+                f"tikhonov needs cond_x1 and a separable blur, got {self.operator or config.degradation}"
+            )
+        if (config.network == CUSTOM) != (net is not None):
+            what = f"none, for network {CUSTOM}" if net is None else f"one, for network {config.network}"
+            raise ValueError(f"expected net, a module of one's own, with network {CUSTOM} alone, got {what}")
+        self.planes = config.channels * (1 + bool(config.cond_x1) + bool(config.tikhonov))
+        self.net = net or create_network(config.network, self.planes, config.dropout, config.channels)
 
     def __repr__(self) -> str:  # the layers are those of `net`
         c, count = self.config, sum(p.numel() for p in self.parameters())
         told = f"told {self.operator}" if c.tikhonov else "blind" if c.cond_x1 else "not shown x1"
         return f"Denoiser({c.process}, {told}, {c.network} of {count:,} weights)"
+
+    @property
+    def stride(self) -> int:
+        """What divides the height and width of what the network takes."""
+        return int(getattr(self.net, "stride", 1))
 
     def guess(self, x1: Tensor) -> Tensor:
         """g: x1 itself, or the Tikhonov inverse of the operator that the model assumes."""
@@ -111,7 +152,9 @@ class Denoiser(nn.Module):
         ValueError where the degradation is not separable.   [Kalman 1960]
         """
         if not isinstance(self.operator, Separable):
-            raise ValueError(f"consistency needs a separable blur, got {self.operator}")
+            raise ValueError(
+                f"consistency needs a separable blur, got {self.operator or self.config.degradation}"
+            )
         moves = []
         for x, y in zip(x0_hat.split(1, 1), x1.split(1, 1), strict=True):  # by planes, to save memory
             # the residual is finer than bfloat16; autocast leaves float64 alone
@@ -145,7 +188,7 @@ class Denoiser(nn.Module):
         return Scalings(skip_t, -b * skip_t, skip_g, (var * skip_t).sqrt(), power.rsqrt(), m11**-0.5)
 
     def forward(self, xt: Tensor, t: Tensor, x1: Tensor | None = None, g: Tensor | None = None) -> Tensor:
-        """x0_hat, float32 (B, 3, H, W), from xt of that shape, t (B,) and, with cond_x1, x1.
+        """x0_hat, float32 (B, C, H, W), from xt of that shape, t (B,) and, with cond_x1, x1.
 
         g: `guess(x1)`, where it is known already.
         """
@@ -160,7 +203,11 @@ class Denoiser(nn.Module):
 
     def _raw(self, planes: list[Tensor], t: Tensor) -> Tensor:
         joined = torch.cat(planes, dim=1).contiguous(memory_format=torch.channels_last)
-        return self.net(joined, t).float()
+        raw = self.net(joined, t)
+        if raw.shape != (wanted := (len(joined), self.config.channels, *joined.shape[2:])):
+            got = f"{tuple(raw.shape)} from planes {tuple(joined.shape)}"
+            raise ValueError(f"{self.config.network}: expected the network to give {wanted}, got {got}")
+        return raw.float()
 
     def loss(self, x0: Tensor, x1: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Per-sample loss (B,): mean over pixels of |D(x_t, t) - x0|^2 / out(t)^2, t in (0, 1]."""

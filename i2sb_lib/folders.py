@@ -98,10 +98,10 @@ def _noted(failed: list[tuple[Path, str]], file: Path) -> Iterator[None]:
         failed.append((file, why.removeprefix(f"{file}: ")))
 
 
-def each_image(source: Path, target: str, work: Work) -> None:
+def each_image(source: Path, target: str, work: Work, channels: int = 3) -> None:
     """Run `work` on one image or on every image of a folder, and write the results as `plan` says.
 
-    work: (images (B, 3, H, W) in [-1, 1] of one size, their names) -> results (B, 3, H', W'); a batch has
+    work: (images (B, C, H, W) in [-1, 1] of one size, their names) -> results (B, C, H', W'); a batch has
     at most GROUP pixels, or one image. The path of each result is printed when the file is whole. One
     image's failure leaves the others: ValueError tells the first at the end, stderr the rest; what all
     fail by is told once. Ctrl-C says on stderr how many were written before it.
@@ -130,7 +130,7 @@ def each_image(source: Path, target: str, work: Work) -> None:
     try:
         for job in jobs:
             with _noted(failed, job.file):
-                pixels = to_tensor(open_image(job.file))
+                pixels = to_tensor(open_image(job.file, channels == 4), channels)
                 groups.setdefault(pixels.shape, []).append((job, pixels))
                 if size(pixels.shape) + math.prod(pixels.shape[-2:]) > GROUP:
                     finish(groups.pop(pixels.shape))

@@ -1,12 +1,16 @@
-"""Images in one form: float32 (B, 3, H, W) in [-1, 1] in memory, 8 bits in files and data sets."""
+"""Images in one form: float32 (B, C, H, W) in [-1, 1] in memory, 8 bits in files and data sets.
+
+C is 3 for RGB, 1 for grey and 4 for RGB with opacity.
+"""
 
 import contextlib
 import io
 import os
 import warnings
 from collections import Counter, deque
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -19,6 +23,8 @@ from i2sb_lib.files import atomic_write
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".tif", ".tiff", ".ppm")  # read and written
 FORMATS = ("PNG", "JPEG", "MPO", "BMP", "WEBP", "TIFF", "PPM", "GIF", "AVIF")  # by content, of one file
 MAX_PIXELS = 2**27  # a hundred-megapixel camera's pictures; what claims more is not decoded
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by channels
+_OPAQUE = (".jpg", ".jpeg", ".jfif", ".bmp", ".ppm")  # files that hold no opacity
 _TURNS = dict(enumerate(("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270",
                          "TRANSVERSE", "ROTATE_90"), 2))  # fmt: skip
 # what a folder of ours holds, and what stands in it
@@ -31,16 +37,18 @@ _RUN = {
 _SHEETS = {"contact_sheet.png", "restored.png"}  # what our runs and evaluations draw there
 
 
-def check_images(x: Tensor, name: str = "images") -> Tensor:
-    """Return x if it is a floating-point (B, 3, H, W) batch in [-1, 1]; ValueError says what came.
+def check_images(x: Tensor, name: str = "images", channels: int | None = None) -> Tensor:
+    """Return x if it is a floating-point (B, C, H, W) batch in [-1, 1]; ValueError says what came.
 
-    The range may be exceeded by 0.5 (a bridge state carries noise); the two common slips, images
-    in [0, 255] and uint8, are refused.
+    channels: what C has to be; 1, 3 or 4 unless said. The range may be exceeded by 0.5 (a bridge
+    state carries noise); the two common slips, images in [0, 255] and uint8, are refused.
     """
-    good = isinstance(x, Tensor) and x.ndim == 4 and x.shape[1] == 3 and x.is_floating_point()
+    some = MODES if channels is None else (channels,)
+    good = isinstance(x, Tensor) and x.ndim == 4 and x.shape[1] in some and x.is_floating_point()
     if not good or not x.numel():
         what = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"{name}: expected float images (B, 3, H, W) in [-1, 1], got {what}")
+        wanted = f"(B, {channels or 'C'}, H, W) in [-1, 1]" + ", C 1, 3 or 4" * (channels is None)
+        raise ValueError(f"{name}: expected float images {wanted}, got {what}")
     low, high = (float(v) for v in x.detach().aminmax())
     if not (low >= -1.5 and high <= 1.5):
         raise ValueError(f"{name}: expected values in [-1, 1], got [{low:.3g}, {high:.3g}]")
@@ -77,7 +85,7 @@ def unreadable(name: object, wanted: str, error: Exception) -> ValueError:
     return ValueError(f"{name}: expected {wanted}, got something unreadable ({reason})")
 
 
-def open_image(file: Any) -> Image.Image:
+def open_image(file: Any, alpha: bool = False) -> Image.Image:
     """The picture in a file, given by path or open for reading, as `to_rgb` makes it.
 
     Of several in one file the first is taken, with a warning. Raises ValueError with the file's name
@@ -93,7 +101,7 @@ def open_image(file: Any) -> Image.Image:
                 raise ValueError(f"{image.width} x {image.height} pixels, of at most {MAX_PIXELS}")
             # a phone's MPO holds its one picture a second time, for other screens
             several = image.format != "MPO" and getattr(image, "is_animated", False)
-            rgb = to_rgb(image)
+            rgb = to_rgb(image, alpha)
     except Exception as error:  # Pillow's decoders have no common base for their errors
         raise unreadable(name, "an image", error) from None
     if several:
@@ -101,8 +109,10 @@ def open_image(file: Any) -> Image.Image:
     return rgb
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image, alpha: bool = False) -> Image.Image:
     """A picture as it is meant to be seen: upright, in sRGB, opaque over white, in Pillow's mode RGB.
+
+    alpha: in mode RGBA instead, with its opacity.
 
     EXIF orientation and an embedded ICC profile are applied and forgotten, and ignored where they are
     malformed. Grey of 12 and 16 bits is scaled to 8. Raises ValueError for pixels of no known scale.
@@ -116,14 +126,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # malformed tags do not make a picture bad
         turn = None
-    image, alpha = _eight_bits(image, deep), None
+    image, opacity = _eight_bits(image, deep), None
     if image.has_transparency_data:
         rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-        alpha = rgba.getchannel("A")
+        opacity = rgba.getchannel("A")
         image = rgba.getchannel("R") if image.mode in ("1", "L", "LA", "La") else rgba.convert("RGB")
     rgb = _srgb(image, profile)
-    if alpha is not None:
-        rgb = Image.composite(rgb, Image.new("RGB", rgb.size, "white"), alpha)
+    if alpha:
+        rgb.putalpha(opacity or 255)
+    elif opacity is not None:
+        rgb = Image.composite(rgb, Image.new("RGB", rgb.size, "white"), opacity)
     rgb = rgb.transpose(Image.Transpose[turn]) if turn else rgb
     rgb.info = {}
     return rgb
@@ -167,24 +179,63 @@ def _srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     return image.convert("RGB")
 
 
-def to_tensor(image: Image.Image) -> Tensor:
-    """Any picture as uint8 (3, H, W), as `to_rgb` makes it; raises its ValueError."""
-    return torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)
+def to_tensor(image: Image.Image, channels: int = 3) -> Tensor:
+    """Any picture as uint8 (channels, H, W), grey where that is 1, as `to_rgb` makes it; its ValueError."""
+    pixels = np.array(to_rgb(image, channels == 4).convert(MODES[channels]))
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels)).permute(2, 0, 1)
 
 
-def save_image(x: Tensor, path: str | Path) -> None:
-    """Write one (3, H, W) image, uint8 or float in [-1, 1]; the file appears whole or not at all.
+def to_image(x: Tensor) -> Image.Image:
+    """One (C, H, W) image, uint8 or float in [-1, 1], as Pillow has it: mode L, RGB or RGBA."""
+    x = x if x.dtype == torch.uint8 else to_uint8(x)
+    if x.ndim != 3 or len(x) not in MODES:
+        raise ValueError(f"expected an image (1, 3 or 4, H, W), got shape {tuple(x.shape)}")
+    pixels = x.permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(pixels[..., 0] if len(x) == 1 else pixels)
+
+
+def taken(x: Any, channels: int = 3) -> tuple[list[Tensor], Callable[[list[Tensor]], Any]]:
+    """Pictures as float images (channels, H, W) in [-1, 1], and what gives their kind to a list of such.
+
+    x: a picture, which is one of Pillow's, an array of uint8 (H, W) or (H, W, channels), or the path of a
+    file, whose kind is Pillow's; a list or tuple of pictures; or an array of uint8 (B, H, W, channels).
+    Raises ValueError for anything else.
+    """
+    if isinstance(x, list | tuple) and x:
+        each = [taken(one, channels) for one in x]
+        kinds = [kind for _, kind in each]
+        return [y for ys, _ in each for y in ys], lambda ys: [k([y]) for k, y in zip(kinds, ys, strict=True)]
+    if isinstance(x, Image.Image | str | os.PathLike):
+        image = x if isinstance(x, Image.Image) else open_image(x, channels == 4)
+        return [to_float(to_tensor(image, channels))], lambda ys: to_image(ys[0])
+    if isinstance(x, np.ndarray) and x.dtype == np.uint8 and x.size:
+        batch = x[None] if x.ndim == 3 else x[None, ..., None] if x.ndim == 2 else x
+        if batch.ndim == 4 and batch.shape[-1] == channels:
+            pixels = torch.from_numpy(batch.copy()).permute(0, 3, 1, 2)
+            back = lambda ys: to_uint8(torch.stack(ys)).permute(0, 2, 3, 1).cpu().numpy().reshape(x.shape)  # noqa: E731
+            return list(to_float(pixels)), back
+    got = f"{x.dtype} of shape {tuple(x.shape)}" if hasattr(x, "shape") else type(x).__name__
+    kinds_ = f"a path, an image of Pillow's, uint8 (H, W, {channels}), or a list of these"
+    raise ValueError(f"expected floats (B, {channels}, H, W) in [-1, 1], {kinds_}, got {got}")
+
+
+def save_image(x: Tensor, path: str | Path | BinaryIO) -> None:
+    """Write one (C, H, W) image, uint8 or float in [-1, 1]; the file appears whole or not at all.
 
     By its suffix, one of SUFFIXES: JPEG at quality 95 with full chroma, all others without loss.
-    Raises ValueError for another suffix, whose format could not keep that promise.
+    A stream that is open for writing gets a PNG. Raises ValueError for another suffix, whose format
+    could not keep that promise, and for opacity in a format that has none.
     """
+    image = to_image(x)
+    if not isinstance(path, str | os.PathLike):
+        return image.save(path, "PNG")
     path = Path(path)
+    if image.mode == "RGBA" and path.suffix.lower() in _OPAQUE:
+        raise ValueError(f"{path}: expected a format that holds opacity, such as .png")
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path}: expected a suffix among {', '.join(SUFFIXES)}, got {path.suffix!r}")
-    x = x if x.dtype == torch.uint8 else to_uint8(x)
     jpeg = path.suffix.lower() in (".jpg", ".jpeg", ".jfif")
     how: dict[str, Any] = {"quality": 95, "subsampling": 0} if jpeg else {"lossless": True}
-    image = Image.fromarray(x.permute(1, 2, 0).cpu().numpy())
     atomic_write(path, lambda p: image.save(p, **how))
 
 

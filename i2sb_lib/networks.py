@@ -208,17 +208,17 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-def create_network(name: str, planes: int = 3, dropout: float = 0.0) -> nn.Module:
-    """Build a raw network, (B, planes, H, W) and t (B,) to (B, 3, H, W), by name.
+def create_network(name: str, planes: int = 3, dropout: float = 0.0, out: int = 3) -> nn.Module:
+    """Build a raw network, (B, planes, H, W) and t (B,) to (B, out, H, W), by name.
 
-    name: "cunet", "unet-tiny", "unet-small" or "unet-full". planes: 3 for x_t alone, 3 more for
-    each image it is conditioned on. Raises ValueError for a name that is not known, and for
-    dropout with "cunet", which has none.
+    name: "cunet", "unet-tiny", "unet-small" or "unet-full". out: channels of an image. planes: as many
+    for x_t alone, and as many more for each image it is conditioned on. Raises ValueError for a name
+    that is not known, and for dropout with "cunet", which has none.
     """
     if name == "cunet":
         if dropout:
             raise ValueError(f"cunet has no dropout, got dropout={dropout}")
-        return CUNet(planes)
+        return CUNet(planes, out)
     if name not in SIZES:
         raise ValueError(f"expected a network among {['cunet', *SIZES]}, got {name!r}")
-    return UNet(planes, dropout=dropout, **SIZES[name])
+    return UNet(planes, out, dropout=dropout, **SIZES[name])

@@ -45,7 +45,7 @@ def use_style() -> None:
 def image_grid(
     rows: Sequence[Tensor], labels: Sequence[str], scale: float = 0.9, titles: Sequence[str] = ()
 ) -> Figure:
-    """One row of images for each batch (B, 3, H, W) in [-1, 1] or uint8, with its label at the left.
+    """One row of images for each batch (B, C, H, W) in [-1, 1] or uint8, with its label at the left.
 
     scale: inches a picture. titles: optional headings over the columns. Raises ValueError unless
     there is a label for each row, a title (or none) for each column, and the rows are equally long.

@@ -3,17 +3,17 @@
 import contextlib
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from i2sb_lib.denoiser import Denoiser
 from i2sb_lib.devices import auto_precision
 from i2sb_lib.faults import is_out_of_memory
-from i2sb_lib.images import check_images, quantise
+from i2sb_lib.images import check_images, quantise, taken
 from i2sb_lib.progress import progress as progress_bar
 from i2sb_lib.samplers import Sampler, generators, sample
 from i2sb_lib.tiles import WINDOW, Windows
@@ -31,22 +31,25 @@ def _mirror(x: Tensor, height: int, width: int) -> Tensor:
     return x
 
 
-@dataclass(repr=False)
-class Pretrained:
-    """A denoiser ready to restore: what `load_pretrained` returns. record: the run's own account."""
+class Restorer(nn.Module):
+    """A denoiser ready to restore. record: the account of the run that trained it."""
 
-    denoiser: Denoiser
-    record: dict[str, Any]
-    folder: Path
+    def __init__(self, denoiser: Denoiser, record: dict[str, Any], folder: Path) -> None:
+        super().__init__()
+        self.denoiser, self.record, self.folder = denoiser, record, folder
 
     def __repr__(self) -> str:
-        device = next(self.denoiser.parameters()).device
-        return f"Pretrained({self.folder.name}: {self.denoiser} on {device})"
+        return f"{type(self).__name__}({self.folder.name}: {self.denoiser} on {self.device})"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.denoiser.parameters()).device
 
     @torch.no_grad()
     def restore(
         self,
-        x1: Tensor,
+        x1: Any,
         nfe: int = 10,
         sampler: Sampler = "sde",
         seed: int | Sequence[int] = 0,
@@ -55,9 +58,11 @@ class Pretrained:
         consistency: float = 0.0,
         batch_size: int | None = None,
         progress: bool = False,
-    ) -> Tensor:
-        """Clean estimates x0_hat (B, 3, H, W) in [-1, 1] of degraded images x1 of that form.
+    ) -> Any:
+        """Clean estimates x0_hat of degraded images x1, in the form that x1 has.
 
+        x1: floats (B, C, H, W) in [-1, 1]; or a picture: one of Pillow's, uint8 (H, W[, C]), or the path of
+        its file, which comes back as Pillow's; or a list of pictures of any sizes, or uint8 (B, H, W, C).
         nfe: network calls. sampler: see `samplers.sample`; "sde" for the sharpest, one step or
         "ode" for the smallest error. seed: of the sampler's noise, a whole number or one for each image; an
         image's noise is that of its seed and position, alone or in any batch, on any device. power: of
@@ -69,19 +74,42 @@ class Pretrained:
         blended at each step. The work is done on the model's device, in bfloat16 where it has that, and
         the result is on x1's. Raises ValueError for other input, and MemoryError.
         """
-        check_images(x1, "restore")
-        if float(x1.min()) >= 0 and float(x1.max()) > 0 and not torch.allclose(x1, quantise(x1).to(x1)):
-            said = "restore: no value is below 0: images in [0, 1] are to be given as 2 * x1 - 1, in [-1, 1]"
-            warnings.warn(said, stacklevel=3)  # no_grad is a frame of its own
         if not 0 <= consistency < float("inf"):
             raise ValueError(f"expected a finite consistency of at least 0, got {consistency}")
-        if batch_size is not None and not (isinstance(batch_size, int) and batch_size >= 1):
+        if batch_size is not None and not (type(batch_size) is int and batch_size >= 1):
             raise ValueError(f"expected a whole batch_size of at least 1, got {batch_size}")
         if self.denoiser.config.process == "regression" and nfe != 1:
             raise ValueError(f"a regression restores in one network call, got nfe={nfe}")
-        device = next(self.denoiser.parameters()).device
-        stride: int = self.denoiser.net.stride  # type: ignore[assignment]
-        native = x1.shape[-2:]
+        times = self.denoiser.bridge.schedule.grid(nfe, power)
+        walk = partial(self._walk, sampler=sampler, times=times, consistency=consistency)
+        walk = partial(walk, batch_size=batch_size, progress=progress)
+        if isinstance(x1, Tensor):
+            check_images(x1, "restore", self.denoiser.config.channels)
+            if float(x1.min()) >= 0 and float(x1.max()) > 0 and not torch.allclose(x1, quantise(x1).to(x1)):
+                said = "restore: no value is below 0: give images in [0, 1] as 2 * x1 - 1, in [-1, 1]"
+                warnings.warn(said, stacklevel=3)  # no_grad is a frame of its own
+            return walk(x1, generators(seed, len(x1)))
+        pictures, back = taken(x1, self.denoiser.config.channels)
+        drawn = generators(seed, len(pictures))
+        for size in {picture.shape for picture in pictures}:
+            some = [i for i, picture in enumerate(pictures) if picture.shape == size]
+            restored = walk(torch.stack([pictures[i] for i in some]), [drawn[i] for i in some])
+            for i, picture in zip(some, restored, strict=True):
+                pictures[i] = picture
+        return back(pictures)
+
+    def _walk(
+        self,
+        x1: Tensor,
+        drawn: list[torch.Generator],
+        sampler: Sampler,
+        times: Tensor,
+        consistency: float,
+        batch_size: int | None,
+        progress: bool,
+    ) -> Tensor:
+        """x0_hat of a batch, each image with the noise of its generator, on the grid `times`."""
+        device, stride, native = self.device, self.denoiser.stride, x1.shape[-2:]
         # where a side does not fit, go on by reflection: so far that the network's border does not matter
         padded = [n if n % stride == 0 or n > WINDOW else n + 16 + -(n + 16) % stride for n in native]
         # and, for the guess, on to the next mirror, where the blur's own border is that reflection
@@ -89,9 +117,8 @@ class Pretrained:
             m if m == n or n == 1 else (n - 1) * -(-(m - 1) // (n - 1)) + 1
             for n, m in zip(native, padded, strict=True)
         ]
-        windows, each = Windows(*padded), generators(seed, len(x1))
+        windows, nfe = Windows(*padded), len(times) - 1
         size = batch_size or max(1, (16 if device.type == "cpu" else 64) * 64**2 // (padded[0] * padded[1]))
-        times = self.denoiser.bridge.schedule.grid(nfe, power)
         kind = auto_precision(device)
         dtype = torch.float16 if kind == "fp16" else torch.bfloat16
         autocast = torch.autocast(device.type, dtype) if kind != "no" else contextlib.nullcontext()
@@ -118,7 +145,7 @@ class Pretrained:
             with autocast, progress_bar(total=calls, desc="restoring", unit="calls", show=progress) as bar:
                 for i in range(0, len(x1), size):
                     part = x1[i : i + size].float().to(device)
-                    out[i : i + size] = restored(part, each[i : i + size])
+                    out[i : i + size] = restored(part, drawn[i : i + size])
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -75,7 +75,6 @@ def generators(seed: int | Sequence[int], count: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(int.from_bytes(start, "big")) for start in starts]
 
 
-@torch.no_grad()
 def sample(
     denoise: Denoise,
     bridge: Bridge,
@@ -87,6 +86,8 @@ def sample(
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     keep: bool = False,
     progress: Callable[[Iterable[int]], Iterable[int]] | None = None,
+    eta: float | None = None,
+    grad: bool = False,
 ) -> Samples:
     """Carry x1 from t = 1 to t = 0 in `nfe` network calls.   [Liu 2023, Algorithm 2]
 
@@ -99,17 +100,21 @@ def sample(
     The last step has no noise: the result is the last x0_hat. x1: (B, *D), any degraded batch.
     times: a grid of nfe + 1 values from 1 to 0 (overrides nfe); uniform when omitted.
     generator: one, which draws x1's shape and dtype, or one for each image (see `generators`), which
-    draws float32; the noise is drawn where the generator is, and moved. keep: fill trajectory and
-    predictions. Raises ValueError for an unknown sampler, a grid that does not fall from 1 to 0, as
-    many generators as there are not images, and a denoiser's answer of another shape than x1's.
+    draws float32; the noise is drawn where the generator is, and moved. eta: between dbim's 0 and sde's 1,
+    see `Bridge.step`, in place of the sampler's. grad: let gradients pass through the walk. keep: fill
+    trajectory and predictions. Raises ValueError for an unknown sampler, a grid that does not fall from 1
+    to 0, as many generators as there are not images, and a denoiser's answer of another shape than x1's.
     """
     if sampler not in get_args(Sampler):
         raise ValueError(f"expected sampler in {get_args(Sampler)}, got {sampler!r}")
     if sampler == "ode" and not float(bridge.coefficients(torch.ones(()))[1]):
         raise ValueError("ode is the limit of a bridge from x1: for a diffusion take sde or dbim (DDIM)")
+    if eta is not None and not (0 <= eta <= 1 and sampler != "ode"):
+        raise ValueError(f"expected eta from 0 to 1 with sde or dbim, got {eta} with {sampler}")
     times = check_grid(bridge.schedule.grid(nfe) if times is None else times)
     # all coefficients at once, on the CPU in float64: no device is waited for inside the loop
-    step = bridge.step(times[1:], times[:-1], eta=0.0 if sampler == "dbim" else 1.0)
+    eta = (0.0 if sampler == "dbim" else 1.0) if eta is None else float(eta)
+    step = bridge.step(times[1:], times[:-1], eta=eta)
     k0, k1, kt, std = (k.tolist() for k in step)
     if sampler == "ode":
         std = [0.0] * len(std)
@@ -132,19 +137,20 @@ def sample(
     if keep:
         out.trajectory.append(xt)
     steps, precision = range(len(k0)), torch.promote_types(x1.dtype, torch.float32)
-    for n in progress(steps) if progress else steps:
-        t = torch.full((len(x1),), float(times[n]), device=x1.device, dtype=precision)
-        x0_hat = denoise(xt, t)
-        if x0_hat.shape != x1.shape:
-            raise ValueError(f"expected x0_hat of shape {tuple(x1.shape)}, got {tuple(x0_hat.shape)}")
-        out.nfe += 1
-        xt = k0[n] * x0_hat + kt[n] * xt
-        if k1[n]:
-            xt = xt + k1[n] * x1
-        if std[n]:
-            xt = xt + std[n] * noise()
-        if keep:
-            out.trajectory.append(xt)
-            out.predictions.append(x0_hat)
+    with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
+        for n in progress(steps) if progress else steps:
+            t = torch.full((len(x1),), float(times[n]), device=x1.device, dtype=precision)
+            x0_hat = denoise(xt, t)
+            if x0_hat.shape != x1.shape:
+                raise ValueError(f"expected x0_hat of shape {tuple(x1.shape)}, got {tuple(x0_hat.shape)}")
+            out.nfe += 1
+            xt = k0[n] * x0_hat + kt[n] * xt
+            if k1[n]:
+                xt = xt + k1[n] * x1
+            if std[n]:
+                xt = xt + std[n] * noise()
+            if keep:
+                out.trajectory.append(xt)
+                out.predictions.append(x0_hat)
     out.x = xt
     return out

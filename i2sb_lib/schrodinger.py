@@ -93,6 +93,10 @@ class SchrodingerSystem:
         """log Psi_hat(., t) on the grid: Psi_hat(., 0) after the heat flow for sigma_t^2."""
         return heat(self._hat0, self.spacing, float(self.schedule.var_fwd(_f64(t))))
 
+    def density(self, t: float) -> Tensor:
+        """q(., t) = Psi Psi_hat on the grid: the bridge's density, p_A at t = 0 and p_B at t = 1."""
+        return (self.log_Psi(t) + self.log_Psi_hat(t)).exp()
+
     def drift(self, t: float, x: Tensor | None = None, *, backward: bool = False) -> Tensor:
         """beta grad log Psi of the forward SDE, or -beta grad log Psi_hat of the backward one.
 

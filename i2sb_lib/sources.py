@@ -22,7 +22,14 @@ from i2sb_lib.images import SUFFIXES, is_hidden, list_images, open_image, tally,
 HUB_REVISIONS = {"korexyz/celeba-hq-256x256": "42078a1fb27b6079eaab8cf453efd3d79a8b7bda"}
 MAX_BYTES = 2**30  # of a picture's file inside another
 
-Pictures = Iterable[tuple[str, Callable[[], Image.Image]]]  # a name, and what opens the picture
+Pictures = Iterable[tuple[str, Callable[..., Image.Image]]]  # a name, and what opens the picture (as RGBA)
+
+
+def split_column(source: str) -> tuple[str, str]:
+    """A source and the column of its parquet files: "image", or what stands behind a colon."""
+    before, colon, column = source.rpartition(":")
+    named = colon and before and not Path(source).exists() and re.fullmatch(r"\w{2,}", column)
+    return (before, column) if named else (source, "image")
 
 
 def open_source(source: str, split: str | None) -> tuple[list[Path], Pictures]:
@@ -30,6 +37,7 @@ def open_source(source: str, split: str | None) -> tuple[list[Path], Pictures]:
 
     Raises ValueError where there is no such source, or no such split of it.
     """
+    source, column = split_column(source)
     path, kind = Path(source), Path(source).suffix.lower()
     here = path.exists() or ("/" in source and path.parent.is_dir())
     if not here and re.fullmatch(r"[\w.-]+/[\w.-]+", source):
@@ -43,10 +51,10 @@ def open_source(source: str, split: str | None) -> tuple[list[Path], Pictures]:
         _say_left(source, files, skipped)
         names = [(f if shards else f.parent).relative_to(path).as_posix() for f in files]
         files = [files[i] for i in _of_split(names, split, source)]
-        return files, _parquet(files) if shards else [(str(f), partial(open_image, f)) for f in files]
+        return files, _parquet(files, column) if shards else [(str(f), partial(open_image, f)) for f in files]
     if kind == ".parquet" and path.is_file():
         _of_split([path.name], split, source)
-        return [path], _parquet([path])
+        return [path], _parquet([path], column)
     if kind == ".zip" and path.is_file():
         return [path], _zip(path, split)
     if kind in SUFFIXES and path.is_file():
@@ -99,13 +107,13 @@ def _of_split(names: list[str], split: str | None, source: str) -> list[int]:
     return [i for i, tag in enumerate(tags) if tag == found]
 
 
-def _from_bytes(name: str, read: Callable[[], bytes]) -> Image.Image:
+def _from_bytes(name: str, read: Callable[[], bytes], alpha: bool = False) -> Image.Image:
     try:
         stream = io.BytesIO(read())
     except Exception as error:  # zipfile and its decompressors have no common base for their errors
         raise unreadable(name, "an image", error) from None
     stream.name = name
-    return open_image(stream)
+    return open_image(stream, alpha)
 
 
 def _zip(path: Path, split: str | None) -> Pictures:
@@ -133,8 +141,8 @@ def _zip(path: Path, split: str | None) -> Pictures:
     return [(f"{path}/{n}", partial(_from_bytes, f"{path}/{n}", partial(read, inside[n]))) for n in taken]
 
 
-def _parquet(files: list[Path]) -> Pictures:
-    """The rows of parquet files: a column "image" of encoded pictures, bytes or a struct that holds them."""
+def _parquet(files: list[Path], named: str) -> Pictures:
+    """The rows of parquet files: a column of encoded pictures, bytes or a struct that holds them."""
 
     def bytes_of(row: Any) -> bytes:
         data = row.as_py()
@@ -149,9 +157,9 @@ def _parquet(files: list[Path]) -> Pictures:
 
             table = pyarrow.parquet.ParquetFile(file)
             columns = {column.name: str(column.type) for column in table.schema_arrow}
-            if not re.match(r"(large_)?binary|struct<.*\bbytes: (large_)?binary", columns.get("image", "")):
-                raise ValueError(f'a column "image" of encoded pictures is not among {columns}')
-            batches = table.iter_batches(64, columns=["image"])
+            if not re.match(r"(large_)?binary|struct<.*\bbytes: (large_)?binary", columns.get(named, "")):
+                raise ValueError(f'a column "{named}" of encoded pictures is not among {columns}')
+            batches = table.iter_batches(64, columns=[named])
             for i, row in enumerate(row for batch in batches for row in batch.column(0)):
                 name = f"{file} row {i}"
                 yield name, partial(_from_bytes, name, partial(bytes_of, row))

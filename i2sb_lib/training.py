@@ -22,13 +22,14 @@ from torch import Tensor, nn
 from i2sb_lib import faults
 from i2sb_lib.batches import Batches, seeded
 from i2sb_lib.checkpoints import save_pretrained
-from i2sb_lib.config import TrainConfig, config_hash, create_pair_maker, learning_rate
-from i2sb_lib.data import fingerprint, load_images
-from i2sb_lib.denoiser import Denoiser, ModelConfig
+from i2sb_lib.config import TrainConfig, config_hash, learning_rate
+from i2sb_lib.data import fingerprint, sides
+from i2sb_lib.denoiser import Denoiser, Design, ModelConfig, measure_moments
 from i2sb_lib.devices import device_name
 from i2sb_lib.faults import TrainingError, first_line
 from i2sb_lib.files import atomic_write
 from i2sb_lib.images import psnr, save_image, to_float
+from i2sb_lib.inputs import inputs, load, start_from
 from i2sb_lib.processes import Processes
 from i2sb_lib.progress import progress
 from i2sb_lib.samplers import sample
@@ -54,10 +55,12 @@ class _Loss(nn.Module):
 class Trainer:
     """A run: `train` makes one, or takes one up again. `step` counts finished optimiser steps.
 
-    What can be refused is refused before the first image is read.
+    own: what `train` takes beside the config. What can be refused is refused before an image is read.
     """
 
-    def __init__(self, config: TrainConfig, resume: bool = False) -> None:
+    def __init__(self, config: TrainConfig, resume: bool = False, **own: Any) -> None:
+        self.net, self.init = own.pop("net", None), own.pop("init", None) or config.init
+        config, degrade, given = inputs(config, self.net, **own)
         self.config, self.out = config, Path(config.out)
         if not resume and any((self.out / name).exists() for name in ("state.pt", "model.json")):
             raise TrainingError(f"{self.out} holds a run; give --resume to go on, or another --out")
@@ -68,10 +71,10 @@ class Trainer:
         saved = read_state(self.out / "state.pt", config) if resume else None
         self.host = Processes(str(config.precision), config.batch_size)
         self.device = self.host.device
-        self.degrade = create_pair_maker(dataclasses.asdict(config))
+        self.degrade = degrade
         with seeded(config.seed, CPU):
-            stride: Any = Denoiser(self._model_config()).net.stride
-        if config.size % stride:
+            stride = Denoiser(self._model_config(), self.net).stride
+        if any(n % stride for n in sides(config.size)):
             raise TrainingError(f"{config.network}: expected a size that {stride} divides, got {config.size}")
         if config.compile:
             faults.check_compiler(self.device)
@@ -79,17 +82,19 @@ class Trainer:
             faults.check_writable(self.out)
         self.writer: Any = faults.create_writer(self.out) if config.tensorboard and self.host.main else None
         with self.host.state.main_process_first():  # one process prepares, the others read
-            images = load_images(config.data, "train", config.size, config.progress, config.skip_corrupt)
+            images, targets = given or load(config)
         if len(images) < config.holdout + config.batch_size:
             raise TrainingError(
                 f"{config.data}: expected at least {config.holdout + config.batch_size} images "
                 f"(holdout + batch_size), got {len(images)}"
             )
-        self.fingerprint = fingerprint(images)
+        self.fingerprint = fingerprint(images if targets is None else torch.stack([images, targets]))
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(config.seed))
         images = images[order].to(self.device)
-        self.held = images[: config.holdout]
-        self.batches = Batches(images[config.holdout :], self.degrade, config)
+        targets = None if targets is None else targets[order].to(self.device)
+        self.held, n = images[: config.holdout], config.holdout
+        self.checked = Batches(self.held, self.degrade, config, None if targets is None else targets[:n])
+        self.batches = Batches(images[n:], self.degrade, config, None if targets is None else targets[n:])
         with seeded(config.seed, CPU):
             self.model = self._build().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
@@ -106,17 +111,18 @@ class Trainer:
         self.wrapped = self.host.wrap(torch.compile(loss) if config.compile else loss)
 
     def _model_config(self) -> ModelConfig:
-        shared = {f.name for f in dataclasses.fields(ModelConfig)} & set(vars(self.config))
-        return ModelConfig(**{name: getattr(self.config, name) for name in shared})
+        return ModelConfig(**{f.name: getattr(self.config, f.name) for f in dataclasses.fields(Design)})
 
     def _build(self) -> Denoiser:
-        """The denoiser that the config describes, its moments measured on 512 training pairs."""
+        """The denoiser: as `init` has it, or random with the moments of 512 training pairs."""
         config = self._model_config()
-        x0 = to_float(self.batches.images[:512])
-        x1 = self.degrade(x0, torch.Generator(x0.device).manual_seed(self.config.seed))
-        g = Denoiser(config).guess(x1)
-        m00, m11, m01 = (round(float((a * b).mean()), 4) for a, b in ((x0, x0), (g, g), (x0, g)))
-        return Denoiser(dataclasses.replace(config, moments=(m00, m11, m01)))
+        if self.init:
+            return start_from(self.init, config, self.net, self.host.main)
+        indices = torch.arange(min(512, len(self.batches.images)), device=self.device)
+        x0 = to_float(self.batches.images[indices])
+        x1 = self.batches.start(x0, indices, torch.Generator(self.device).manual_seed(self.config.seed))
+        moments = measure_moments(x0, Denoiser(config, self.net).guess(x1))
+        return Denoiser(dataclasses.replace(config, moments=moments), self.net)
 
     def _load(self, state: dict[str, Any]) -> None:
         path = self.out / "state.pt"
@@ -156,7 +162,7 @@ class Trainer:
     def record(self) -> dict[str, Any]:
         """What a result needs to be traced: configuration, data, device, progress, speed."""
         speed = self.step * self.config.batch_size / self.seconds if self.seconds else 0.0
-        paths = {"data": Path(self.config.data).name, "out": Path(self.config.out).name}
+        paths = {name: Path(getattr(self.config, name)).name for name in ("data", "degraded", "out", "init")}
         training = dataclasses.asdict(self.config) | paths
         return {
             "training": training,
@@ -218,7 +224,7 @@ class Trainer:
         """PSNR (dB) of the held-out images at 1 and `nfe` steps, and a contact sheet of eight."""
         x0 = to_float(self.held)
         generator = torch.Generator(x0.device).manual_seed(self.config.seed)
-        x1 = self.degrade(x0, generator)
+        x1 = self.checked.start(x0, torch.arange(len(x0), device=x0.device), generator)
         rows, result = [x0, x1], {"step": float(self.step)}
         for n in (1,) if self.config.process == "regression" else (1, nfe):
             with self.host.autocast():
@@ -234,9 +240,10 @@ class Trainer:
         return result
 
 
-def train(config: TrainConfig, resume: bool = False) -> dict[str, Any]:
+def train(config: TrainConfig, resume: bool = False, **own: Any) -> dict[str, Any]:
     """Run to `steps` or for `minutes`, whichever is first, and leave a state that resumes exactly.
 
+    own: see `i2sb_lib.train`; what was given to a run is given again to resume it.
     Returns the run's record with "finished" and the last metrics. Raises TrainingError where a run
     cannot start, resume or go on; what was saved stays as it was. SIGINT (Ctrl-C) and SIGTERM end the
     step, save, say how to go on, and then do what they do elsewhere: KeyboardInterrupt, exit with 143.
@@ -245,7 +252,7 @@ def train(config: TrainConfig, resume: bool = False) -> dict[str, Any]:
     `accelerate launch`, which on CPUs starts one process only and is refused.
     """
     try:
-        return _train(config, resume)
+        return _train(config, resume, own)
     except (MemoryError, RuntimeError) as error:
         if not faults.is_out_of_memory(error):
             raise
@@ -256,9 +263,9 @@ def train(config: TrainConfig, resume: bool = False) -> dict[str, Any]:
     )
 
 
-def _train(config: TrainConfig, resume: bool) -> dict[str, Any]:
-    run, started = Trainer(config, resume), time.monotonic()
-    before, main = run.seconds, run.host.main
+def _train(config: TrainConfig, resume: bool, own: dict[str, Any]) -> dict[str, Any]:
+    run, started = Trainer(config, resume, **own), time.monotonic()
+    config, before, main = run.config, run.seconds, run.host.main
     show = config.progress and main
     metrics: dict[str, float] = {}
     bar = progress(desc="training", unit="steps", show=show, total=config.steps, initial=run.step)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 
-from i2sb_lib.bridge import Bridge, expand
+from i2sb_lib.bridge import Bridge, expand, sample_times
 from i2sb_lib.gaussian_mixtures import MixturePair
 from i2sb_lib.samplers import sample
 from i2sb_lib.schedule import Schedule, symmetric_betas
@@ -323,3 +323,41 @@ def test_a_target_needs_noise_and_a_step_goes_down(bridge):
     for s, t, low in ((-0.1, 0.5, r"\["), (0.0, 0.0, r"\(")):
         with pytest.raises(ValueError, match=f"times in {low}0, 1], got "):
             bridge.step(torch.tensor(s), torch.tensor(t))
+
+
+def test_algorithm_1_in_five_lines_finds_the_conditional_mean():
+    """A linear network on Gaussian pairs, for which E[x0 | x_t] is linear too."""
+    generator = torch.Generator().manual_seed(0)
+    bridge, n = Bridge(Schedule.symmetric(beta_max=0.3)), 50_000
+    x0 = torch.randn(n, 1, generator=generator)
+    x1 = 0.8 * x0 + 0.3 * torch.randn(n, 1, generator=generator)
+    slope = torch.zeros(9, requires_grad=True)
+
+    def net(xt, t):  # a slope for each ninth of the time
+        return slope[(t * 9).long().clamp(max=8)][:, None] * xt
+
+    optimizer = torch.optim.SGD([slope], lr=1.0)
+    for _ in range(60):
+        bridge.loss(net, x0, x1, generator).mean().backward()
+        optimizer.step(), optimizer.zero_grad()
+    t = torch.full((n,), 0.5)
+    xt = bridge.q_sample(t, x0, x1, generator=generator)
+    best = (x0 * xt).mean() / xt.square().mean()  # of x0 on x_t
+    found = bridge.denoiser(net)(torch.ones(1, 1), torch.tensor([0.5]))
+    assert abs(float(found.detach()) - float(best)) < 0.01
+    with pytest.raises(ValueError, match="target and found must have one shape"):
+        bridge.loss(lambda xt, t: xt[:, 0], x0, x1)
+
+
+def test_draws_of_times_and_states_are_the_generator_s():
+    def drawn():
+        return torch.Generator().manual_seed(5)
+
+    t = sample_times(1000, drawn())
+    assert torch.equal(t, sample_times(1000, drawn()))
+    assert torch.equal((t * 1000 / 0.999).flip(0).diff().sign(), torch.ones(999))  # one in each part, falling
+    assert 0 < float(t.min()) < 2e-3 < 0.998 < float(t.max()) <= 1
+    bridge, x = Bridge(Schedule.constant()), torch.zeros(4, 2)
+    first = bridge.q_sample(0.5, x, x, generator=drawn())
+    assert torch.equal(first, bridge.q_sample(0.5, x, x, generator=drawn()))
+    assert first.std() > 0

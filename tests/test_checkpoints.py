@@ -14,10 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from i2sb_lib import checkpoints
-from i2sb_lib.checkpoints import SHIPPED, load_pretrained, save_pretrained
+from i2sb_lib.checkpoints import SHIPPED, Pretrained, load_pretrained, save_pretrained
 from i2sb_lib.denoiser import Denoiser, ModelConfig
 from i2sb_lib.images import psnr
-from i2sb_lib.restoration import Pretrained
 
 NAMES = sorted({f.parent.name for s in SHIPPED for f in s.glob("*/model.json")})
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 import i2sb_lib
 from i2sb_lib import cli
-from i2sb_lib.checkpoints import load_pretrained
+from i2sb_lib.checkpoints import Pretrained, load_pretrained
 from i2sb_lib.cli import COMMANDS, main
 from i2sb_lib.config import PRESETS, TrainConfig, config_hash
 from i2sb_lib.console import plain_console
@@ -25,7 +25,6 @@ from i2sb_lib.data import fingerprint, load_images
 from i2sb_lib.degradations import create_degradation
 from i2sb_lib.folders import seed_of
 from i2sb_lib.images import to_float, to_tensor, to_uint8
-from i2sb_lib.restoration import Pretrained
 
 
 def code_of(*args) -> int:

@@ -101,7 +101,7 @@ class TestCache:
         """Names of the images that were prepared, in an empty cache."""
         names, real = [], fit
         monkeypatch.setenv("I2SB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(data, "fit", lambda im, s, n: names.append(n) or real(im, s, n))
+        monkeypatch.setattr(data, "fit", lambda im, s, n, c: names.append(n) or real(im, s, n, c))
         return names
 
     def test_second_load_reads_it_and_changed_content_does_not(self, photos, decoded, tmp_path):

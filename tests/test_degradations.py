@@ -291,7 +291,7 @@ def test_gradients_flow_even_after_inference_mode():
         (lambda: ops.Downsample(4)(smooth(32, 26)), "expected a size divisible by 4, got 26"),
         (lambda: ops.GaussianBlur(6)(smooth()), "expected an odd kernel"),
         (lambda: ops.GaussianBlur(17)(smooth(8, 32)), "sides of at least 9 pixels for 17 taps, got 8"),
-        (lambda: ops.GaussianBlur()(smooth()[0]), "degradation: expected float images (B, 3, H, W)"),
+        (lambda: ops.GaussianBlur()(smooth()[0]), "degradation: expected float images (B, C, H, W)"),
         (lambda: ops.GaussianBlur()(to_uint8(smooth())), "got torch.uint8"),
         (lambda: ops.GaussianBlur()(smooth() * 255), "expected values in [-1, 1], got ["),
         (lambda: ops.JPEG().adjoint(smooth()), "JPEG(quality=10) is not linear and has no adjoint"),

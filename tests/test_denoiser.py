@@ -99,7 +99,7 @@ def test_the_raw_network_s_target_has_unit_variance_and_is_uncorrelated(process,
     for known in (xt, x1) if cond_x1 else (xt,):
         assert abs(float((target * known).mean())) < 5 * float(known.std()) / n**0.5
     images = [v[: 48 * 8000].float().reshape(8, 3, 16, 1000) for v in (x0, x1, noise)]
-    model.net = Fixed(torch.zeros(()))
+    model.net = Fixed(torch.zeros(8, 3, 16, 1000))
     assert abs(float(model.loss(*images[:2], torch.full((8,), t), images[2]).mean()) - 1) < 0.02
 
 

@@ -18,7 +18,7 @@ from conftest import ROOT
 from safetensors import SafetensorError
 from test_training import _on_cpu, assert_same_run, changed, flags, state, unbroken  # noqa: F401
 
-from i2sb_lib import faults, files, training
+from i2sb_lib import faults, files, inputs, training
 from i2sb_lib.checkpoints import load_pretrained
 from i2sb_lib.cli import main
 from i2sb_lib.config import TrainConfig, learning_rate
@@ -51,7 +51,7 @@ def contents(folder: str) -> dict[str, bytes]:
 @pytest.fixture
 def no_images(monkeypatch):
     monkeypatch.setattr(
-        training, "load_images", lambda *a: pytest.fail("images were read before the refusal")
+        inputs, "load_images", lambda *a, **k: pytest.fail("images were read before the refusal")
     )
 
 

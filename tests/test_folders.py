@@ -11,9 +11,9 @@ from conftest import photograph
 from PIL import Image
 
 from i2sb_lib import cli, folders
+from i2sb_lib.checkpoints import Pretrained
 from i2sb_lib.cli import main
 from i2sb_lib.images import to_tensor
-from i2sb_lib.restoration import Pretrained
 
 
 def told(*args) -> str:
@@ -245,9 +245,9 @@ def test_images_that_wait_for_others_of_their_size_are_bounded(tmp_path, monkeyp
         photograph(i, 20, 19 - i).save(tmp_path / "in" / f"small-{i:02}.png")
     waiting, most, batches, read = 0, 0, [], folders.open_image
 
-    def counted(file):
+    def counted(file, alpha=False):
         nonlocal waiting, most
-        image = read(file)
+        image = read(file, alpha)
         waiting += image.width * image.height
         most = max(most, waiting)
         return image

@@ -39,23 +39,25 @@ MAY_IMPORT = {
     "gaussian_mixtures": "bridge samplers",
     "denoiser": "schedule bridge networks degradations devices",
     "config": "degradations denoiser",
-    "batches": "config degradations images",
+    "batches": "bridge config degradations images",
+    "pairs": "data images sources",
+    "inputs": "batches checkpoints config data degradations denoiser faults pairs",
     "restoration": "denoiser devices faults images progress samplers tiles",
     "checkpoints": "denoiser devices faults files restoration",
     "evaluation": "data images",
     "faults": "",
     "processes": "devices faults",
     "states": "config faults",
-    "training": "batches checkpoints config data denoiser devices faults files images processes progress "
-    "samplers states",
+    "training": "batches checkpoints config data denoiser devices faults files images inputs processes "
+    "progress samplers states",
     "baselines": "degradations devices images",
     "console": "faults",
     "folders": "console faults images",
     "cli": "checkpoints config console data degradations devices evaluation faults files folders images "
-    "restoration samplers training",
+    "pairs samplers training",
     "__main__": "cli",
-    "__init__": "bridge checkpoints config data degradations evaluation networks samplers schedule "
-    "training",
+    "__init__": "bridge checkpoints config data degradations denoiser evaluation images networks operators "
+    "pairs samplers schedule training",
 }  # fmt: skip
 
 PACKAGES = {"torch", "torchvision", "numpy", "matplotlib", "tqdm", "safetensors", "accelerate", "tyro",
@@ -106,7 +108,7 @@ def code_lines(source: str) -> int:
 
 def test_the_library_is_thin():
     assert max(len(f.read_text().splitlines()) for f in LIBRARY) <= 300
-    assert sum(code_lines(f.read_text()) for f in LIBRARY) <= 2800
+    assert sum(code_lines(f.read_text()) for f in LIBRARY) <= 3300
     assert code_lines('"""Doc\nstring."""\n\n# note\ndef f():\n    """Doc."""\n    return 1  # x\n') == 2
 
 

@@ -13,12 +13,11 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from i2sb_lib import devices, restoration, tiles
 from i2sb_lib.baselines import Wiener, richardson_lucy
-from i2sb_lib.checkpoints import SHIPPED, load_pretrained, save_pretrained
+from i2sb_lib.checkpoints import SHIPPED, Pretrained, load_pretrained, save_pretrained
 from i2sb_lib.data import load_images
 from i2sb_lib.degradations import Noise, create_degradation
 from i2sb_lib.denoiser import Denoiser, ModelConfig
 from i2sb_lib.images import psnr, to_float, to_uint8
-from i2sb_lib.restoration import Pretrained
 from i2sb_lib.samplers import generators, sample
 from i2sb_lib.tiles import Windows
 

@@ -241,3 +241,36 @@ def test_algorithm_2_with_the_exact_denoiser_recovers_a_mixture():
     assert worst(sample(denoise, bridge, x1, 60, generator=seeded(3)).x) > 1e-4
     assert worst(sample(denoise, bridge, x1, 1).x) < 1e-4
     assert worst(x1) < 1e-4
+
+
+def test_eta_leads_from_dbim_to_sde_and_has_its_bounds():
+    bridge, x1 = Bridge(Schedule.symmetric(beta_max=0.3)), torch.linspace(-1, 1, 8)[:, None]
+
+    def walk(sampler, **how):
+        generator = torch.Generator().manual_seed(2)
+        return sample(lambda xt, t: 0.5 * xt, bridge, x1, 6, sampler, generator=generator, **how).x
+
+    assert torch.equal(walk("sde", eta=0.0), walk("dbim"))
+    assert torch.equal(walk("dbim", eta=1.0), walk("sde"))
+    between = walk("sde", eta=0.5)
+    assert not torch.equal(between, walk("sde"))
+    assert not torch.equal(between, walk("dbim"))
+    for wrong in ({"eta": 1.5}, {"eta": -0.1}):
+        with pytest.raises(ValueError, match="expected eta from 0 to 1"):
+            walk("sde", **wrong)
+    with pytest.raises(ValueError, match=r"got 0\.5 with ode"):
+        walk("ode", eta=0.5)
+
+
+def test_gradients_pass_through_the_walk_where_they_are_asked_for():
+    """The mean of the walk is linear in a denoiser c x_t: its slope in c by differences."""
+    bridge, x1 = Bridge(Schedule.symmetric(beta_max=0.3)), torch.ones(3, 1, dtype=torch.float64)
+
+    def end(c, **how):
+        return sample(lambda xt, t: c * xt, bridge, x1, 4, "ode", **how).x.sum()
+
+    c = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    assert not end(c).requires_grad
+    (slope,) = torch.autograd.grad(end(c, grad=True), c)
+    wanted = (end(c.detach() + 1e-5) - end(c.detach() - 1e-5)) / 2e-5
+    torch.testing.assert_close(slope, wanted, rtol=1e-6, atol=0)

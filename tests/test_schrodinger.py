@@ -268,3 +268,10 @@ def test_zero_mass_is_allowed() -> None:
 def test_bad_input_is_one_clear_error(axes: list, p: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SchrodingerSystem(SCHEDULE, axes, p, p)
+
+
+def test_the_density_is_the_marginals_at_both_ends_and_has_unit_mass(system: SchrodingerSystem) -> None:
+    cell = system.spacing[0]
+    for t, p in ((0.0, system.p_a), (1.0, system.p_b)):
+        assert float((system.density(t) - p).abs().sum()) * cell < 1e-9
+    assert abs(float(system.density(0.4).sum()) * cell - 1) < 1e-9

@@ -1,0 +1,98 @@
+"""What a run is given: images, pairs or a degradation of one's own, a network, weights to start from."""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from i2sb_lib.batches import create_degrade
+from i2sb_lib.checkpoints import Pretrained, load_pretrained
+from i2sb_lib.config import TrainConfig
+from i2sb_lib.data import load_images
+from i2sb_lib.degradations import Degradation
+from i2sb_lib.denoiser import CUSTOM, Denoiser, Design, ModelConfig
+from i2sb_lib.faults import TrainingError
+from i2sb_lib.pairs import as_images, load_pairs
+
+MEMORY = "memory"  # as the source of images that are given
+_SHAPING = ("network", "process", "cond_x1", "prediction", "channels")  # what weights are made for
+
+Given = tuple[Tensor, Tensor | None]
+
+
+def inputs(
+    config: TrainConfig,
+    net: nn.Module | None = None,
+    images: Any = None,
+    targets: Any = None,
+    degrade: Callable[..., Tensor] | None = None,
+) -> tuple[TrainConfig, Degradation, Given | None]:
+    """The config of a run that is given these, its degradation, and its images where they are in memory.
+
+    Paths become the config's data; the size and channels of images in memory become its own. Raises
+    ValueError for what does not go together.
+    """
+    changes: dict[str, Any] = {} if net is None else {"network": CUSTOM}
+    given: Given | None = None
+    if isinstance(images, str | Path):
+        changes["data"] = str(images)
+    elif images is not None:
+        x0, x1 = as_images(images, config.size, config.channels)
+        if targets is not None:
+            x1 = as_images(targets, config.size, config.channels, "targets")[0]
+        if x1 is not None and x1.shape != x0.shape:
+            raise ValueError(
+                f"expected targets of the images' shape {tuple(x0.shape)}, got {tuple(x1.shape)}"
+            )
+        given, (channels, height, width) = (x0, x1), x0.shape[1:]
+        size = height if height == width else (height, width)
+        changes |= {"data": MEMORY, "size": size, "channels": channels}
+        changes |= {"degraded": MEMORY} if x1 is not None else {}
+    if isinstance(targets, str | Path):
+        changes["degraded"] = str(targets)
+    elif targets is not None and given is None:
+        raise ValueError("expected images in memory beside targets in memory, got none")
+    config = dataclasses.replace(config, **changes)
+    if config.degraded and (degrade is not None or config.noise):
+        raise ValueError("expected pairs as they are, got a degradation or noise for them, too")
+    if config.degraded or degrade is not None:
+        config = dataclasses.replace(config, degradation=CUSTOM, degradation_options={})
+    if config.degradation == CUSTOM and not config.degraded and degrade is None:
+        raise ValueError("expected degrade, or pairs, for a degradation of one's own, got none")
+    # pairs are degraded already: nothing is done to them
+    return config, create_degrade(config, degrade or ((lambda x: x) if config.degraded else None)), given
+
+
+def load(config: TrainConfig) -> Given:
+    """The training images that a config names, and their partners where it has pairs."""
+    how: dict[str, Any] = {"channels": config.channels, "crops": config.crops}
+    common = "train", config.size, config.progress, config.skip_corrupt
+    if config.degraded:
+        return load_pairs(config.data, config.degraded, *common, **how)
+    return load_images(config.data, *common, **how), None
+
+
+def start_from(init: Any, config: ModelConfig, net: nn.Module | None, say: bool) -> Denoiser:
+    """A denoiser of this config with the weights and moments of `init`, a Pretrained or a checkpoint.
+
+    Says on stderr what differs between the two; TrainingError where the weights are made for another
+    network, with the flags to give.
+    """
+    model = init if isinstance(init, Pretrained) else load_pretrained(init, "cpu", net=net)
+    theirs = model.denoiser.config
+    differ = {f.name: (getattr(theirs, f.name), getattr(config, f.name)) for f in dataclasses.fields(Design)}
+    differ = {name: (a, b) for name, (a, b) in differ.items() if a != b}
+    if wrong := {
+        k: a for k, (a, b) in differ.items() if k in _SHAPING or (k == "tikhonov" and not (a and b))
+    }:
+        flags = " ".join(f"--{k.replace('_', '-')} {a}" for k, a in wrong.items())
+        raise TrainingError(f"{model.folder.name}: expected a run of its own kind of network: give {flags}")
+    if differ and say:
+        what = ", ".join(f"{k} {a} -> {b}" for k, (a, b) in differ.items())
+        print(f"i2sb: from the weights of {model.folder.name}, with other settings: {what}", file=sys.stderr)
+    denoiser = Denoiser(dataclasses.replace(config, moments=theirs.moments), net)
+    denoiser.load_state_dict(model.denoiser.state_dict())
+    return denoiser

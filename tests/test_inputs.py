@@ -1,0 +1,275 @@
+"""A run on images, pairs, a degradation, a network and weights of one's own."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import i2sb_lib
+from i2sb_lib.batches import Own
+from i2sb_lib.checkpoints import Pretrained
+from i2sb_lib.cli import main
+from i2sb_lib.config import TrainConfig
+from i2sb_lib.faults import TrainingError
+from i2sb_lib.images import to_float, to_image
+from i2sb_lib.training import Trainer, train
+
+SMALL = {"network": "unet-tiny", "steps": 4, "batch_size": 4, "holdout": 4, "progress": False}
+
+
+def images(channels=1, height=8, width=12, n=16, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (n, channels, height, width), dtype=torch.uint8, generator=generator)
+
+
+def config(tmp_path, **changes):
+    return TrainConfig(**SMALL | {"out": str(tmp_path / "run")} | changes)
+
+
+class Net(nn.Module):
+    """A network of one's own, as small as can be."""
+
+    def __init__(self, planes=2, out=1):
+        super().__init__()
+        self.conv = nn.Conv2d(planes, out, 3, padding=1)
+
+    def forward(self, planes, t):
+        return self.conv(planes) * (1 + t[:, None, None, None])
+
+
+def halve(x0):
+    return x0 / 2
+
+
+def test_own_images_degradation_and_network_from_training_to_restoring(tmp_path):
+    """One channel, 8 x 12, in a few lines: trained, saved, loaded, restored."""
+    net = Net()
+    before = net.conv.weight.clone()
+    record = i2sb_lib.train(config(tmp_path), images=images(), degrade=halve, net=net)
+    assert record["finished"]
+    assert not torch.equal(net.conv.weight, before)  # trained in place
+    said = record["training"]
+    assert [said[k] for k in ("network", "degradation", "channels", "size")] == [
+        "custom",
+        "custom",
+        1,
+        (8, 12),
+    ]
+    model = i2sb_lib.load_pretrained(tmp_path / "run", net=Net())
+    x1 = to_float(images()) / 2
+    assert model.restore(x1, 2).shape == x1.shape
+    pictures = [to_image(x) for x in x1]
+    restored = model.restore(pictures[:2], 2)
+    assert [(p.mode, p.size) for p in restored] == [("L", (12, 8))] * 2
+    with pytest.raises(ValueError, match="expected net, a module of one's own"):
+        i2sb_lib.load_pretrained(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"expected float images \(B, 1, H, W\)"):
+        model.restore(torch.zeros(1, 3, 8, 12))
+
+
+def test_what_a_network_gives_and_a_degradation_gives_is_checked(tmp_path):
+    with pytest.raises(ValueError, match=r"expected the network to give \(4, 1, 8, 12\), got \(4, 2, 8"):
+        train(config(tmp_path), images=images(), degrade=halve, net=Net(out=2))
+    with pytest.raises(ValueError, match=r"<lambda>: expected x1 of x0's shape"):
+        Own(lambda x: x[..., :4])(torch.zeros(1, 1, 8, 8))
+    with pytest.raises(ValueError, match=r"expected values in \[-1, 1\], got"):
+        Own(lambda x: 255 * x)(torch.ones(1, 1, 8, 8))
+
+
+def test_a_degradation_s_randomness_is_the_run_s():
+    """With a generator or with global random numbers: the same twice, and the host's are left alone."""
+    x = torch.zeros(2, 3, 8, 8)
+
+    def drawn():
+        return torch.Generator().manual_seed(3)
+
+    for own in (
+        Own(lambda x, generator: x + 0.1 * torch.randn(x.shape, generator=generator)),
+        Own(lambda x: x + 0.1 * torch.randn_like(x)),
+    ):
+        state = torch.get_rng_state()
+        first = own(x, drawn())
+        assert torch.equal(torch.get_rng_state(), state)
+        assert first.std() > 0.05
+        torch.manual_seed(9)
+        assert torch.equal(own(x, drawn()), first)
+
+
+def test_pairs_are_flipped_together_and_seen_as_they_are(tmp_path):
+    x0 = images(3, 8, 8)
+    run = Trainer(config(tmp_path, size=8), images=x0, targets=255 - x0)
+    for step in range(6):
+        a, b, _, _ = run.batches(step)
+        torch.testing.assert_close(b, -a, rtol=0, atol=1e-6)
+    flipped = {bool((to_float(x0) == one).all((1, 2, 3)).any()) for one in a}
+    assert flipped == {True, False}  # some are as they were, some mirrored
+    assert run.model.config.moments[2] < 0
+
+
+def test_a_data_set_of_pairs_is_pairs(tmp_path):
+    x0 = images(3, 8, 8)
+    pairs = Trainer(config(tmp_path), images=[(x, 255 - x) for x in x0])
+    whole = Trainer(config(tmp_path), images=x0, targets=255 - x0)
+    assert pairs.fingerprint == whole.fingerprint
+    assert torch.equal(pairs.batches(0)[1], whole.batches(0)[1])
+
+
+def test_a_run_on_images_of_one_s_own_resumes_to_the_same_bits(tmp_path):
+    own = {"images": images(3, 8, 8), "degrade": lambda x: x + 0.1 * torch.randn_like(x)}
+    train(config(tmp_path / "a"), **own)
+    # the learning rate falls to zero at `steps`: stop by time, not by another number of them
+    train(config(tmp_path / "b", minutes=1e-9), **own)
+    record = train(config(tmp_path / "b"), resume=True, **own)
+    assert record["step"] == 4
+    first, second = (i2sb_lib.load_pretrained(tmp_path / n / "run").denoiser.state_dict() for n in "ab")
+    assert all(torch.equal(first[k], second[k]) for k in first)
+    with pytest.raises(TrainingError, match="was made with other images"):
+        train(config(tmp_path / "b"), resume=True, images=images(3, 8, 8, seed=1), degrade=own["degrade"])
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"images": images(3), "targets": images(3, n=15)}, "expected targets of the images' shape"),
+        ({"targets": images(3)}, "expected images in memory beside targets"),
+        ({"images": images(3), "targets": images(3), "degrade": halve}, "expected pairs as they are"),
+        ({"images": images(3), "net": Net(6, 3), "degrade": halve, "tikhonov": 1e-3}, "for tikhonov"),
+    ],
+)
+def test_what_does_not_go_together_is_said(own, message, tmp_path):
+    changes = {k: own.pop(k) for k in ("tikhonov",) if k in own}
+    with pytest.raises(ValueError, match=message):
+        Trainer(config(tmp_path, **changes), **own)
+    assert not (tmp_path / "run").exists()
+
+
+class TestInit:
+    @pytest.fixture
+    def first(self, tmp_path):
+        train(config(tmp_path / "first"), images=images(3, 8, 8), degrade=halve)
+        return tmp_path / "first" / "run"
+
+    def test_weights_and_moments_are_where_the_run_starts(self, first, tmp_path, capsys):
+        """Moments scale what the network sees and says: with others the same weights are another function."""
+        other = images(3, 8, 8, seed=5) // 2
+        run = Trainer(config(tmp_path, beta_max=0.4), images=other, degrade=halve, init=str(first))
+        start = i2sb_lib.load_pretrained(first, "cpu").denoiser
+        assert run.model.config.moments == start.config.moments
+        assert all(torch.equal(a, b) for a, b in zip(run.model.parameters(), start.parameters(), strict=True))
+        assert "with other settings: beta_max 0.3 -> 0.4" in capsys.readouterr().err
+        held = Trainer(config(tmp_path), images=other, degrade=halve, init=i2sb_lib.load_pretrained(first))
+        assert held.model.config.moments == start.config.moments
+
+    def test_weights_of_another_network_are_refused_with_the_flags_to_give(self, first, tmp_path):
+        with pytest.raises(TrainingError, match="--network unet-tiny"):
+            Trainer(config(tmp_path, network="unet-small"), images=images(3, 8, 8), degrade=halve, init=first)
+        with pytest.raises(TrainingError, match="--channels 3"):
+            Trainer(config(tmp_path), images=images(1, 8, 8), degrade=halve, init=first)
+
+
+class TestCommandLine:
+    """Ten photographs of odd sizes and modes in two folders, one unpaired, names with spaces and umlauts."""
+
+    @pytest.fixture
+    def folders(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("I2SB_CACHE", str(tmp_path / "cache"))
+        draw = np.random.default_rng(0)
+        for i, mode in enumerate(["RGB", "L", "RGBA", "P", "CMYK", "1", "LA", "RGB", "RGB", "L"]):
+            size = (40 + 3 * i, 33 + 5 * i)
+            image = Image.fromarray(draw.integers(0, 256, (*size[::-1], 3), dtype=np.uint8)).convert(mode)
+            for folder, one in (("clean", image), ("dark", image.convert("RGB").point(lambda v: v // 2))):
+                suffix = "tif" if mode in ("CMYK",) and folder == "clean" else "png"
+                file = tmp_path / folder / f"ein Bild Nr. {i} über x.{suffix}"
+                file.parent.mkdir(exist_ok=True)
+                one.save(file)
+        return tmp_path
+
+    def test_trains_evaluates_restores_and_reloads(self, folders, capsys):
+        at = str(folders / "run")
+        small = [
+            "--steps",
+            "3",
+            "--batch-size",
+            "2",
+            "--holdout",
+            "2",
+            "--network",
+            "unet-tiny",
+            "--size",
+            "32",
+        ]
+        data = ["--clean", str(folders / "clean"), "--degraded", str(folders / "dark")]
+        main(["train", *data, "--out", at, *small])
+        main(["evaluate", "--checkpoint", at, *data, "--nfe", "1", "--out", str(folders / "ev")])
+        rows = json.loads((folders / "ev" / "metrics.json").read_text())["results"]
+        assert [r["nfe"] for r in rows] == [0, 1]
+        main(["restore", str(folders / "dark"), str(folders / "restored"), "--checkpoint", at, "--nfe", "1"])
+        assert len(list((folders / "restored").iterdir())) == 10
+        main(["train", *data, "--out", str(folders / "again"), *small, "--init", at])
+        with pytest.raises(SystemExit, match=r"one's own|custom"):
+            main(["evaluate", "--checkpoint", at, "--data", str(folders / "clean"), "--nfe", "1"])
+        capsys.readouterr()
+        (folders / "dark" / "ein Bild Nr. 0 über x.png").unlink()
+        with pytest.raises(SystemExit, match="without a partner"):
+            main(["train", *data, "--out", str(folders / "third"), *small])
+
+
+class TestPictures:
+    @pytest.fixture
+    def model(self):
+        torch.manual_seed(0)
+        denoiser = i2sb_lib.Denoiser(i2sb_lib.ModelConfig("unet-tiny")).requires_grad_(False).eval()
+        return Pretrained(denoiser, {"training": {"seed": 1}}, Path("m"))
+
+    def test_the_kind_that_goes_in_comes_out(self, model, tmp_path):
+        draw = np.random.default_rng(0)
+        array = draw.integers(0, 256, (24, 16, 3), dtype=np.uint8)
+        image = Image.fromarray(array)
+        image.save(tmp_path / "a.png")
+        restored = model.restore(array, 1)
+        assert (restored.dtype, restored.shape) == (np.uint8, (24, 16, 3))
+        for x in (image, tmp_path / "a.png", str(tmp_path / "a.png")):
+            assert np.array_equal(np.array(model.restore(x, 1)), restored)
+        assert np.array_equal(model.restore(np.stack([array, array]), 1)[1], restored)
+        grey = model.restore(image.convert("L"), 1)
+        assert grey.mode == "RGB"
+        assert np.array_equal(np.array(i2sb_lib.restore_image(array, model, nfe=1)), restored)
+
+    def test_a_list_may_hold_several_sizes_and_each_has_its_own_noise(self, model):
+        draw = np.random.default_rng(1)
+        some = [draw.integers(0, 256, (h, 16, 3), dtype=np.uint8) for h in (24, 16, 24)]
+        together = model.restore(some, 3, seed=[5, 6, 7])
+        assert [y.shape for y in together] == [x.shape for x in some]
+        for x, y, seed in zip(some, together, (5, 6, 7), strict=True):
+            assert np.abs(model.restore([x], 3, seed=[seed])[0].astype(int) - y).max() <= 1
+
+    @pytest.mark.parametrize(
+        "x", [7, [], np.zeros((8, 8, 3)), np.zeros((8, 8, 2), np.uint8), [torch.zeros(3, 8, 8)]]
+    )
+    def test_other_things_are_refused_in_a_sentence(self, model, x):
+        with pytest.raises(ValueError, match="expected floats"):
+            model.restore(x)
+
+    @pytest.mark.parametrize("batch_size", [True, 1.5, 0])
+    def test_a_batch_size_is_a_whole_number(self, model, batch_size):
+        with pytest.raises(ValueError, match="expected a whole batch_size"):
+            model.restore(torch.zeros(1, 3, 8, 8), 1, batch_size=batch_size)
+
+    def test_it_is_a_module_with_the_hub_s_methods(self, model, tmp_path):
+        assert sum(p.numel() for p in model.parameters()) > 1e5
+        model.save_pretrained(tmp_path / "m")
+        assert {f.name for f in (tmp_path / "m").iterdir()} == {
+            "README.md",
+            "model.json",
+            "model-1-of-1.safetensors",
+        }
+        assert (tmp_path / "m" / "README.md").read_text().startswith("---\n")
+        again = Pretrained.from_pretrained(tmp_path / "m")
+        assert again.record == model.record
+        x = torch.zeros(1, 3, 8, 8)
+        torch.testing.assert_close(again.restore(x, 1), model.restore(x, 1), rtol=0, atol=2e-3)
+        assert again.to(torch.float64).denoiser.net.last.weight.dtype == torch.float64
