@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from i2sb_lib.bridge import Bridge
-from i2sb_lib.checkpoints import load_pretrained
+from i2sb_lib.checkpoints import Pretrained, load_pretrained
 from i2sb_lib.config import TrainConfig, config_hash, create_pair_maker
 from i2sb_lib.data import fingerprint, load_images
 from i2sb_lib.degradations import Compose, Degradation
@@ -27,7 +27,6 @@ from i2sb_lib.devices import auto_device, device_name
 from i2sb_lib.evaluation import consistency, evaluate
 from i2sb_lib.files import atomic_write, git_commit
 from i2sb_lib.images import quantise, to_float
-from i2sb_lib.restoration import Pretrained
 from i2sb_lib.samplers import generators, sample
 from i2sb_lib.schedule import Schedule
 from i2sb_lib.training import Trainer
