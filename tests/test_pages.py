@@ -122,14 +122,23 @@ def test_the_cover_moves_along_walks_that_were_simulated():
 
 
 def test_faults_of_a_page_are_seen():
-    good = {"marked": 3, "math": 3, "height": 900, "width": 0, "ids": ["a"]}
+    good = {"marked": 3, "math": 3, "width": 0, "ids": ["a"]}
     good |= {"raw": [], "mathErrors": [], "unreachable": []}
     faults = CHECK_PAGES.faults_of_page
-    assert list(faults(good, "x")) == []
-    worse = {"math": 0, "raw": [r"\(x\)"], "height": 20_000, "width": 5, "unreachable": ["t"]}
+    assert list(faults(good)) == []
+    worse = {"math": 0, "raw": [r"\(x\)"], "width": 5, "unreachable": ["t"]}
     worse |= {"ids": ["a", "a"], "mathErrors": ["x"]}
     for key, value in worse.items():
-        assert len(list(faults({**good, key: value}, "x"))) == 1, key
+        assert len(list(faults({**good, key: value}))) == 1, key
+
+
+def test_pages_too_long_are_seen_and_a_list_of_exceptions_shrinks():
+    faults, (known, *_) = CHECK_PAGES.faults_of_size, sorted(CHECK_PAGES.LONG) or ["x"]
+    assert list(faults("y", 15_000, 1_500_000)) == []
+    assert len(list(faults("y", 15_001, 1_500_001))) == 2
+    if CHECK_PAGES.LONG:
+        assert list(faults(known, 15_001, 0)) == []
+        assert "take it out" in next(faults(known, 15_000, 0))
 
 
 def test_requests_that_leave_the_site_are_seen():
