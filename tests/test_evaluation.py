@@ -127,7 +127,10 @@ def test_bright_black_and_constant_photographs_are_measured(pair):
     assert blur(night).max() < 4 / 255 - 1
     sky, suspect = to_float(to_uint8(0.2 + 0.3 * (pair[1] + 1))), (pair[1] + 1) / 2
     wall = to_float(torch.full((2, 3, 16, 16), 180, dtype=torch.uint8))
+    dusk, faint = to_float(to_uint8(0.15 * pair[1] - 0.75)), suspect.clone()
+    faint[..., :2, 0] = -0.05  # so that it cannot be in [0, 1]
     pairs = [(sky, blur(sky)), (night, blur(night)), (wall, wall - 0.1), (wall, wall - 0.6)]
+    pairs += [(dusk, blur(dusk)), (pair[1], faint)]
     for x0, x0_hat in (*pairs, (suspect, blur(suspect))):  # the last is good, or in [0, 1]
         with warnings.catch_warnings(record=True) as seen:
             warnings.simplefilter("always")
@@ -163,7 +166,7 @@ def test_the_smallest_images_can_be_measured(lpips_weights):
 def test_only_a_psnr_may_be_infinite(pair, monkeypatch):
     x = to_float(to_uint8(pair[1]))
     with pytest.warns(UserWarning, match=r"6 of 6 images are the clean ones to the byte, .* infinite$"):
-        assert evaluate(x, x, ["psnr"])["psnr"].value == float("inf")
+        assert evaluate(x, x, ["psnr"])["psnr"][:3] == (float("inf"),) * 3
     y = torch.cat([x[:1], -x[1:]])  # one that is exact must not hide the others
     with pytest.warns(UserWarning, match=r"psnr: 1 of 6 .*; the others' is \d+\.\d\d$") as said:
         assert evaluate(y, x, ["psnr"])["psnr"].value == float("inf")
