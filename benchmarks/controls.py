@@ -188,8 +188,8 @@ def main() -> None:
                 fid = ["fid"] if args.fid and seed == args.seeds[0] and nfe in (1, 10) else []
                 values, each[name] = measure(x, x0, start, blur, args.metrics + fid)
                 how = {"arm": arm, "training_seed": seed, "sampler": sampler, "nfe": nfe, "grid": grid}
-                trained = {k: model.record[k] for k in ("config_hash", "step", "seconds", "precision")}
-                row = {"row": name, **how, **values, "seconds": seconds, "training": trained}
+                run = {k: model.record[k] for k in ("step", "seconds", "precision")}
+                row = {"row": name, **how, **values, "seconds": seconds, "run": run}
                 record["results"].append(row | {"git_commit": git_commit(), "device": device})
                 record["git_commit"] = git_commit()
                 cells = "  ".join(f"{k} {v['value']:.5g}" for k, v in values.items())

@@ -107,6 +107,24 @@ class Separable(Degradation):
         few = z.split(max(1, PIXELS // z[0].numel()))
         return torch.cat([inverted(x) for x in few]).reshape(y.shape)
 
+    def unseen(self, y: Tensor, below: float) -> Tensor:
+        """Mean square (B,) of y's components whose singular values are `below`: H leaves little else there.
+
+        In the basis of U of each side's SVD. nan where there is no such component.
+        """
+        z, values = to_float64(y), []
+        for dim, n in ((-2, y.shape[-2]), (-1, y.shape[-1])):
+            parts = _svd(self, n, z.device)
+            z, at = (_fold(z, dim) if len(parts) > 1 else z).movedim(dim, -1), 0
+            turned = []
+            for u, s, _ in parts:
+                turned.append(z[..., at : at + len(s)] @ u)
+                at += len(s)
+            z = torch.cat(turned, -1).movedim(-1, dim)
+            values.append(torch.cat([s for _, s, _ in parts]))
+        small = values[0][:, None] * values[1] < below
+        return z[..., small].square().flatten(1).mean(1)
+
 
 KEPT_BYTES = 2**29  # of matrices that are remembered: four sides of 4,000 pixels
 _store: OrderedDict[Any, tuple[Tensor, ...]] = OrderedDict()

@@ -14,9 +14,12 @@ from i2sb_lib.denoiser import Denoiser
 from i2sb_lib.devices import auto_precision
 from i2sb_lib.faults import is_out_of_memory
 from i2sb_lib.images import check_images, quantise, taken
+from i2sb_lib.operators import Separable
 from i2sb_lib.progress import progress as progress_bar
 from i2sb_lib.samplers import Sampler, generators, sample
 from i2sb_lib.tiles import WINDOW, Windows
+
+POSSIBLE = 1.25  # of `Restorer.fit`: what hardly any image of the model's kind is above
 
 
 def _mirror(x: Tensor, height: int, width: int) -> Tensor:
@@ -45,6 +48,36 @@ class Restorer(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.denoiser.parameters()).device
+
+    @torch.no_grad()
+    def fit(self, x1: Any) -> Tensor:
+        """How far each image is from what the model's blur can make (N,): about 1 where it can be such a one.
+
+        x1: as `restore` takes it. The weakest singular components of H x0 + n hold the noise n and next to
+        nothing else: this is their mean square over n's variance, which rounding to 8 bits and the noise of
+        the training make. Above POSSIBLE an image is sharper, of another blur, noisier, or was a JPEG.
+        Raises ValueError for other input, and where the model was trained with no such blur or no noise.
+        """
+        how, operator = self.record.get("training") or {}, self.denoiser.operator
+        variance = (2 / 255) ** 2 / 12 * bool(how.get("quantise")) + (2 * how.get("noise", 0.0)) ** 2
+        if not isinstance(operator, Separable) or not variance:
+            raise ValueError(f"{self.folder.name}: expected a model of a separable blur and of noise")
+        below = min(0.1, 4.4 * variance**0.5)
+        if isinstance(x1, Tensor):
+            return operator.unseen(check_images(x1, "fit", self.denoiser.config.channels), below) / variance
+        pictures, _ = taken(x1, self.denoiser.config.channels)
+        return torch.cat([operator.unseen(p[None], below) for p in pictures]) / variance
+
+    def _warn_of_misfits(self, x1: Tensor) -> None:
+        """One sentence where images cannot be of the model's kind; none where that is not known cheaply."""
+        if max(x1.shape[-2:]) > WINDOW and not self.denoiser.config.tikhonov:
+            return  # the blur's factors, which the model does without, would take long
+        with contextlib.suppress(ValueError):
+            count = int((self.fit(x1) > POSSIBLE).sum())
+            if count:
+                kind = f"{count} of {len(x1)} images cannot be the {self.denoiser.operator} that this model"
+                said = f"restore: {kind} was made for: they may come out worse than they went in"
+                warnings.warn(said, stacklevel=4)
 
     @torch.no_grad()
     def restore(
@@ -109,6 +142,7 @@ class Restorer(nn.Module):
         progress: bool,
     ) -> Tensor:
         """x0_hat of a batch, each image with the noise of its generator, on the grid `times`."""
+        self._warn_of_misfits(x1)
         device, stride, native = self.device, self.denoiser.stride, x1.shape[-2:]
         # where a side does not fit, go on by reflection: so far that the network's border does not matter
         padded = [n if n % stride == 0 or n > WINDOW else n + 16 + -(n + 16) % stride for n in native]

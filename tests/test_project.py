@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "batches": "bridge config degradations images",
     "pairs": "data images sources",
     "inputs": "batches checkpoints config data degradations denoiser faults pairs",
-    "restoration": "denoiser devices faults images progress samplers tiles",
+    "restoration": "denoiser devices faults images operators progress samplers tiles",
     "checkpoints": "denoiser devices faults files restoration",
     "evaluation": "data images",
     "faults": "",

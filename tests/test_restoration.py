@@ -17,7 +17,7 @@ from i2sb_lib.checkpoints import SHIPPED, Pretrained, load_pretrained, save_pret
 from i2sb_lib.data import load_images
 from i2sb_lib.degradations import Noise, create_degradation
 from i2sb_lib.denoiser import Denoiser, ModelConfig
-from i2sb_lib.images import psnr, to_float, to_uint8
+from i2sb_lib.images import psnr, quantise, to_float, to_uint8
 from i2sb_lib.samplers import generators, sample
 from i2sb_lib.tiles import Windows
 
@@ -378,3 +378,53 @@ def test_other_input_is_refused_with_what_it_was(model, bad, words):
 def test_other_options_are_refused_with_what_they_were(model, options, words):
     with pytest.raises(ValueError, match=words):
         model.restore(torch.zeros(2, 3, 8, 8), **options)
+
+
+class TestFit:
+    """Whether a picture can be of the model's kind, on the embedded photographs."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def told(cls) -> Pretrained:
+        model = build()
+        model.record = {"training": {"noise": 0.0, "quantise": True}}
+        return model
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def x0(cls):
+        return to_float(load_images("embedded", "test", 64, progress=False))
+
+    def test_its_own_blur_fits_and_no_other_does(self, told, x0):
+        def share(*parts):
+            x1 = x0
+            for name, options in parts:
+                x1 = create_degradation(name, quantise=True, **options)(x1, torch.Generator().manual_seed(0))
+            return float((told.fit(x1) > restoration.POSSIBLE).double().mean())
+
+        own = ("blur-gauss", {})
+        assert share(own) == 0
+        assert share(("blur-gauss", {"sigma": 1.5})) > 0.8  # in plain crops no blur can be seen
+        assert share(own, ("jpeg", {"quality": 95})) == share(own, ("noise", {"std": 0.01})) == 1
+        assert share(("none", {})) == 1
+
+    def test_it_is_the_noise_of_the_weak_components_in_a_basis_made_here(self, told, x0):
+        blur = create_degradation("blur-gauss")
+        x1 = quantise(blur(x0[:3, :, :40]))
+        (u_h, s_h, _), (u_w, s_w, _) = (torch.linalg.svd(blur.matrix(n)) for n in (40, 64))
+        variance = (2 / 255) ** 2 / 12
+        weak = s_h[:, None] * s_w < 4.4 * variance**0.5
+        wanted = (u_h.T @ x1.double() @ u_w)[..., weak].square().flatten(1).mean(1) / variance
+        torch.testing.assert_close(told.fit(x1), wanted, rtol=1e-9, atol=0)
+        pictures = [to_uint8(one).permute(1, 2, 0).numpy() for one in x1]
+        torch.testing.assert_close(told.fit(pictures), wanted, rtol=1e-4, atol=0)
+
+    def test_restore_says_so_once_and_only_then(self, told, x0):
+        x1 = create_degradation("blur-gauss", quantise=True)(x0[:3])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            told.restore(x1, 1)
+        with pytest.warns(UserWarning, match=r"1 of 3 images cannot be the GaussianBlur"):
+            told.restore(torch.cat([x1[:2], x0[:1]]), 1)
+        with pytest.raises(ValueError, match="expected a model of a separable blur and of noise"):
+            build().fit(x1)
