@@ -261,7 +261,7 @@ def test_the_gate_notices(gate, fault):
 
 def test_pages_are_listed_their_citations_exist_and_figure_names_are_unique():
     listed = re.findall(r"^\s*(?:- file|root):\s*(\S+)", (ROOT / "_toc.yml").read_text(), re.M)
-    files = {f"book/{f.stem}" for f in BOOK.iterdir() if f.suffix in (".ipynb", ".md")}
+    files = {"index"} | {f"book/{f.stem}" for f in BOOK.iterdir() if f.suffix in (".ipynb", ".md")}
     assert len(listed) == len(set(listed))
     assert {name.removesuffix(".ipynb").removesuffix(".md") for name in listed} == files
     metas = [c["metadata"].get("mystnb", {}) for nb in NOTEBOOKS.values() for c in nb["cells"]]
