@@ -239,8 +239,7 @@ class Train:
 
     config: tyro.conf.OmitArgPrefixes[TrainConfig]
     resume: bool = False  # go on with the run in --out
-    preset: Literal["embedded", "celeba64-deblur", "celeba64-deblur-blind", "celeba64-deblur-noisy",
-                    "celeba64-deblur-cunet"] | None = None  # fmt: skip
+    preset: Literal[tuple(PRESETS)] | None = None  # type: ignore[valid-type]
     """start from the flags of the demonstration or of a full-size run for a GPU"""
 
     def run(self) -> None:

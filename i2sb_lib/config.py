@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from i2sb_lib.degradations import Degradation, create_degradation
+from i2sb_lib.degradations import DEGRADATIONS, Degradation, create_degradation
 from i2sb_lib.denoiser import CUSTOM, Design
 
 FREE_ON_RESUME = {"data", "out", "minutes", "steps", "save_every", "eval_every", "tensorboard", "progress"}
@@ -100,6 +100,10 @@ PRESETS = {
     "celeba64-deblur-blind": _full(),
     "celeba64-deblur-noisy": _full(noise=0.05, tikhonov=5e-2),
     "celeba64-deblur-cunet": _full(network="cunet", cond_x1=False, prediction="eps", beta_min=0.01),
+    **{f"celeba64-{name}": _full(degradation=name) for name in DEGRADATIONS if name[:2] in ("sr", "in")},
+    "celeba64-deblur-uniform": _full(degradation="blur-uniform"),
+    "celeba64-jpeg-5": _full(degradation="jpeg", degradation_options={"quality": 5}),
+    "celeba64-jpeg-10": _full(degradation="jpeg", degradation_options={"quality": 10}),
 }
 
 

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
-from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -55,12 +54,6 @@ def test_help_mentions_every_flag(name, capsys):
         word = field.name.replace("_", "-")
         assert f"--{word}" in text or word.upper() in text, field.name
     assert "i2sb" in text
-
-
-def test_presets_on_the_command_line_are_those_of_the_library():
-    hint = get_type_hints(cli.Train)["preset"]
-    names = next(get_args(a) for a in get_args(hint) if get_args(a))
-    assert set(names) == set(PRESETS)
 
 
 def test_a_preset_sets_flags_that_later_flags_change(monkeypatch, capsys):

@@ -199,6 +199,7 @@ def test_learning_rate_warms_up_and_falls_to_zero():
     assert [learning_rate(config, k) for k in (0, 4, 9, 60, 110)] == pytest.approx([0.2, 1, 2, 1, 0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_takes_a_step(name, tiny):
     names = ("out", "data", "size", "network", "batch_size", "holdout", "precision", "compile")
