@@ -55,6 +55,8 @@ def test_wiener_assumes_the_error_of_rounding_unless_told():
     y = y.float()
     assert plain(y).dtype == tikhonov(y, BLUR).dtype == richardson_lucy(y, BLUR, 1).dtype == torch.float32
     torch.testing.assert_close(plain(y).double(), plain(y.double()), rtol=0, atol=1e-6)
+    wide, tall = Wiener(BLUR, photos[..., :12, :]), Wiener(BLUR, photos[..., :12, :].mT)
+    torch.testing.assert_close(wide(y[..., :12, :]), tall(y[..., :12, :].mT).mT, rtol=0, atol=1e-6)
 
 
 def test_wiener_beats_every_tikhonov_weight_on_new_images_of_its_kind():
@@ -100,7 +102,7 @@ def test_richardson_lucy_raises_the_likelihood_and_stays_at_a_solution():
     for grey in (0.3, -0.999):
         flat = torch.full((1, 3, 16, 16), grey, dtype=F64)
         torch.testing.assert_close(richardson_lucy(flat, BLUR, 9), flat, rtol=0, atol=1e-12)
-    assert richardson_lucy(flat - 0.2, BLUR, 2).min() > -1  # noise may lead below black, not to u <= 0
+    assert richardson_lucy(flat - 0.2, BLUR, 1).min() > -1  # noise may lead below black, not to u <= 0
     x = x0[:1, :, :16, :16]
     assert torch.equal(richardson_lucy(x, BLUR), richardson_lucy(x, BLUR, 30))  # as recorded
     assert float(psnr(richardson_lucy(2 * v - 1, BLUR), x0).mean()) > float(psnr(2 * v - 1, x0).mean()) + 1

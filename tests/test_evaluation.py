@@ -130,7 +130,8 @@ def test_bright_black_and_constant_photographs_are_measured(pair):
     dusk, faint = to_float(to_uint8(0.15 * pair[1] - 0.75)), suspect.clone()
     faint[..., :2, 0] = -0.05  # so that it cannot be in [0, 1]
     pairs = [(sky, blur(sky)), (night, blur(night)), (wall, wall - 0.1), (wall, wall - 0.6)]
-    pairs += [(dusk, blur(dusk)), (pair[1], faint)]
+    pale = to_float(to_uint8(0.8 + 0.05 * pair[1]))  # a little closer as if in [0, 1]
+    pairs += [(dusk, blur(dusk)), (pair[1], faint), (pale - 15 / 127.5, pale)]
     for x0, x0_hat in (*pairs, (suspect, blur(suspect))):  # the last is good, or in [0, 1]
         with warnings.catch_warnings(record=True) as seen:
             warnings.simplefilter("always")
@@ -250,9 +251,9 @@ def test_calibration_refuses_other_shapes(pair):
 
 def test_a_sample_that_is_right_is_not_below_the_truth(pair):
     x0 = to_float(to_uint8(pair[1]))
-    samples = torch.stack([x0, x0 - 1 / 127.5, x0 + 1 / 127.5]).clamp(-1, 1)
+    samples = torch.stack([x0, x0 - 1 / 127.5, x0 - 2 / 127.5]).clamp(min=-1)
     inside = (x0 > -1).float().mean()  # elsewhere none of them is
-    torch.testing.assert_close(calibration(samples, x0).ranks, torch.tensor([1 - inside, inside, 0, 0]))
+    torch.testing.assert_close(calibration(samples, x0).ranks, torch.tensor([1 - inside, 0, inside, 0]))
 
 
 def test_diversity_is_the_mean_lpips_of_pairs(pair, lpips_weights):
