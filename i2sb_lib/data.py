@@ -176,7 +176,7 @@ def prepared(source: str, rows: Iterable[Row], key: str | None, how: Preparation
     if key:
         with contextlib.suppress(SafetensorError, OSError, KeyError):  # absent or damaged: it is made again
             kept = load_file(cached)
-            return [kept["images"], *[kept["degraded"]] * ("degraded" in kept)]
+            return [kept[k] for k in ("images", "degraded") if k in kept or k == "images"]
     rows, count = (rows, len(rows)) if isinstance(rows, list) else (rows, None)
     alpha: dict[str, Any] = {"alpha": True} if how.channels == 4 and key else {}
     pixels, bad = [], []

@@ -41,8 +41,10 @@ def folders(tmp_path, monkeypatch):
     return tmp_path / "clean", tmp_path / "degraded"
 
 
-def test_pairs_go_by_name_suffixes_aside(folders):
-    for _ in range(2):  # made, then from the cache
+def test_pairs_go_by_name_suffixes_aside(folders, monkeypatch):
+    for again in (False, True):  # made, then from the cache, with no picture opened
+        if again:
+            monkeypatch.setattr("i2sb_lib.data._cuts", lambda *a: pytest.fail("prepared again"))
         x0, x1 = load_pairs(*folders, size=(20, 24))
         assert x0.shape == x1.shape == (4, 3, 20, 24)
         assert torch.equal(x1, x0 // 2)
