@@ -183,7 +183,7 @@ def test_jpeg_is_pillow_s_and_worsens_with_quality():
 
 
 @pytest.mark.parametrize(
-    ("fraction", "rows", "columns"), [(0.5, 16, 12), (0.3, 10, 7), (0.0, 0, 0), (1.0, 32, 24)]
+    ("fraction", "rows", "columns"), [(0.5, 16, 12), (0.3, 10, 7), (0.6, 19, 14), (0.0, 0, 0), (1.0, 32, 24)]
 )
 def test_centre_mask(fraction, rows, columns):
     hole = ops.CentreMask(fraction)(torch.ones(1, 3, 32, 24))[0, 0] == 0
@@ -239,6 +239,7 @@ def test_quantise_is_a_png_round_trip_and_idempotent():
     once = ops.Quantise()(x)
     assert torch.equal(once[0], want)
     assert torch.equal(ops.Quantise()(once), once)
+    assert ops.Quantise()(x.double()).dtype == F64
 
 
 def test_parts_apply_in_order_and_draw_from_one_generator():

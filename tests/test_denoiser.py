@@ -152,6 +152,13 @@ def test_a_guess_that_is_given_is_not_made_again(monkeypatch):
     assert (model(xt, t, x1, g) - own).abs().max() > 0.01
 
 
+def test_without_x1_the_network_sees_x_t_at_unit_scale():
+    model, t, xt = build(cond_x1=False), torch.tensor([0.3, 0.9]), torch.randn(2, 3, 8, 8)
+    model.net, s = Fixed(torch.ones(2, 3, 8, 8)), model.scalings(t[:, None, None, None])
+    torch.testing.assert_close(model(xt, t), s.skip_t * xt + s.out, rtol=0, atol=1e-6)
+    torch.testing.assert_close(model.net.seen, s.in_t * xt, rtol=0, atol=1e-6)
+
+
 def test_each_image_has_its_own_loss():
     model, t = build(), torch.tensor([0.3, 0.9])
     x0, x1, noise = torch.rand(3, 2, 3, 8, 8) * 2 - 1

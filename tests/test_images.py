@@ -341,8 +341,9 @@ def test_check_images_says_what_came(x, message):
 
 
 def test_check_images_lets_a_noisy_state_pass_and_dtypes_are_not_mixed_up():
-    x = torch.full((1, 3, 8, 8), 1.4)
-    assert check_images(x) is x
+    for edge in (-1.5, 1.5):
+        x = torch.full((1, 3, 8, 8), edge)
+        assert check_images(x) is x
     with pytest.raises(ValueError, match=r"uint8 images, got torch\.float32"):
         to_float(x)
     with pytest.raises(ValueError, match=r"float images.*got torch\.uint8"):
