@@ -169,7 +169,9 @@ def linked(name: str, address: str) -> str:
 
 
 def open_fold(translator: Any, node: HideCodeCellNode) -> None:
-    translator.body.append('<details class="fold"><summary>Code</summary>\n')
+    said = node["prompt_show"]  # a cell's own title, if it has one
+    title = "Code" if said.startswith("Show code cell") else escape(said)
+    translator.body.append(f'<details class="fold"><summary>{title}</summary>\n')
 
 
 def close_fold(translator: Any, node: HideCodeCellNode) -> None:
