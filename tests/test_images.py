@@ -15,6 +15,7 @@ from PIL import Image
 from i2sb_lib import images
 from i2sb_lib.images import (
     check_images,
+    is_hidden,
     list_images,
     open_image,
     psnr,
@@ -246,6 +247,7 @@ def test_sixteen_bits_are_scaled_whatever_their_form():
     assert levels(raw_tiff([4096, 0])) == [16, 0]  # 13 bits are not of a 12-bit camera
     colours = to_tensor(open_image(raw_png([[65535, 0, 0, 25601, 300, 999]], 2, [25601, 300, 999])))
     assert colours[:, 0].T.tolist() == [[255, 0, 0], [255, 255, 255]]
+    assert to_tensor(open_image(raw_png([[4096, 0, 9]], 2, [7, 7, 7]))).flatten().tolist() == [16, 0, 0]
 
 
 def test_pixels_of_no_known_scale_are_refused_by_name(tmp_path):
@@ -360,6 +362,10 @@ def test_a_jpeg_is_saved_well_and_a_webp_without_loss(tmp_path):
     Image.fromarray(x.permute(1, 2, 0).numpy()).save(plain, "JPEG")
     usual = to_float(to_tensor(Image.open(plain)))[None]
     assert psnr(again, to_float(x)[None]) > psnr(usual, to_float(x)[None]) + 3
+    stripes = torch.zeros(3, 16, 16, dtype=torch.uint8)  # red and blue in turn: half the chroma is grey
+    stripes[0, :, ::2], stripes[2, :, 1::2] = 255, 255
+    save_image(stripes, tmp_path / "a.jpg")
+    assert (to_tensor(open_image(tmp_path / "a.jpg")).float() - stripes).abs().mean() < 8
 
 
 def test_a_suffix_whose_format_would_break_the_promise_is_refused(picture, tmp_path):
@@ -372,7 +378,9 @@ def test_a_suffix_whose_format_would_break_the_promise_is_refused(picture, tmp_p
         assert torch.equal(to_tensor(open_image(tmp_path / f"a{suffix}")), pixels(picture))
     save_image(pixels(picture), tmp_path / "a.jfif")
     save_image(pixels(picture), tmp_path / "a.jpg")
+    save_image(pixels(picture), tmp_path / "b.JPG")
     assert (tmp_path / "a.jfif").read_bytes() == (tmp_path / "a.jpg").read_bytes()
+    assert (tmp_path / "b.JPG").read_bytes() == (tmp_path / "a.jpg").read_bytes()
 
 
 @pytest.mark.parametrize("kind", ["gif", "webp", "tiff", "png", "avif", "mpo"])
@@ -412,6 +420,13 @@ def tree(tmp_path):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(b"")
     return root
+
+
+def test_any_part_of_a_path_may_be_a_tool_s_own():
+    for name in (".a.png", ".git/a.png", "b/@eaDir/a.png", "__MACOSX/a.png", "__MACOSX/b/a.png"):
+        assert is_hidden(name)
+    for name in ("a.png", "b.c/a.png", "eaDir/a.png", "b/MACOSX.png"):
+        assert not is_hidden(name)
 
 
 def test_a_folder_s_pictures_are_listed_and_the_rest_is_counted(tree):
