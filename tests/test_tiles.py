@@ -22,6 +22,19 @@ def test_a_window_s_weight_falls_like_the_square_of_the_distance_to_its_end():
     torch.testing.assert_close(heard[0, 0, 0], want)
 
 
+def test_pixels_far_from_the_ends_of_both_windows_are_shared_alike():
+    """The last window begins at 3: an overlap of nine pixels, where four would do."""
+    calls, x = [], torch.zeros(1, 1, 1, 15)
+    heard = Windows(1, 15)(lambda x: calls.append(x) or torch.full_like(x, len(calls) - 1), x)
+    torch.testing.assert_close(heard[0, 0, 0, 6:9], torch.full((3,), 0.5))
+    assert bool((heard[0, 0, 0, 2:7].diff() > 0).all())
+
+
+def test_the_weights_go_where_the_picture_is():
+    x = torch.zeros(1, 1, 1, 20, device="meta")  # as on a GPU
+    assert Windows(1, 20)(lambda x: x, x).device.type == "meta"
+
+
 @pytest.mark.parametrize("size", [(13, 12), (12, 21), (20, 29)])
 def test_every_pixel_is_seen_in_its_place_and_in_the_first_picture_s_type(size):
     x = torch.rand(2, 3, *size, dtype=torch.float64)
