@@ -66,9 +66,10 @@ class Own(Degradation):
 
 def create_degrade(config: TrainConfig, own: Callable[..., Tensor] | None = None) -> Degradation:
     """A run's degradation: the config's, or one's own with the config's noise and rounding behind it."""
-    if own is None or isinstance(own, Degradation):
-        return own or create_pair_maker(dataclasses.asdict(config))
-    parts = Own(own), *[Noise(config.noise)] * bool(config.noise), *[Quantise()] * config.quantise
+    if own is None:
+        return create_pair_maker(dataclasses.asdict(config))
+    first = own if isinstance(own, Degradation) else Own(own)
+    parts = first, *[Noise(config.noise)] * bool(config.noise), *[Quantise()] * config.quantise
     return Compose(parts)
 
 

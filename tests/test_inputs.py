@@ -99,6 +99,16 @@ def test_a_degradation_s_randomness_is_the_run_s():
         assert torch.equal(own(x, drawn()), first)
 
 
+def test_noise_and_rounding_follow_an_own_degradation_of_either_kind(tmp_path):
+    """A function and one of the library's operators: the config's noise is behind both."""
+    blur, x0 = i2sb_lib.create_degradation("blur-gauss"), images(3, 8, 8)
+    for own in (blur, lambda x: blur(x)):
+        run = Trainer(config(tmp_path, noise=0.1), images=x0, degrade=own)
+        clean, x1, _, _ = run.batches(0)
+        assert 0.1 < float((x1 - blur(clean)).std()) < 0.25
+        assert torch.equal(x1, to_float(((x1 + 1) * 127.5).round().to(torch.uint8)))
+
+
 def test_pairs_are_flipped_together_and_seen_as_they_are(tmp_path):
     x0 = images(3, 8, 8)
     run = Trainer(config(tmp_path, size=8), images=x0, targets=255 - x0)
