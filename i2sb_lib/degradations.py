@@ -8,6 +8,7 @@ columns apart, so they are two matrices, H(X) = A_h X A_w^T, and their adjoint a
 
 import dataclasses
 import io
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -171,6 +172,70 @@ class Compose(Degradation):
         return x
 
 
+@dataclass(frozen=True)
+class Mixture(Degradation):
+    """What happens to pictures on their way: blur, shrinking, noise, JPEG, each perhaps, and rounding.
+
+    Each image has strengths of its own. With chance `clean` nothing happens to it. Else, with chances of
+    0.7, 0.25, 0.4 and 0.4: a Gaussian blur of up to `sigma` pixels, or of motion along a line of up to
+    4 `sigma`, cut off at 3 to 8 pixels; shrinking by up to `factor` and back; noise of up to `std` on the
+    [0, 1] scale, weak more often than strong; JPEG from `quality` to 95. Rounded to 8 bits in the end.
+    """
+
+    sigma: float = 3.0
+    factor: float = 4.0
+    std: float = 0.1
+    quality: int = 30
+    clean: float = 0.12
+
+    def kernels(self, u: Tensor) -> Tensor:
+        """(B, 17, 17) blurs from u (B, 5) in [0, 1]: means of Gaussians along a segment."""
+        moves = u[:, 1] < 0.25
+        sigma = self.sigma * torch.where(moves, 0.2 * u[:, 0], u[:, 0]).clamp(min=0.05)
+        length, angle = 4 * self.sigma * u[:, 2] * moves, math.pi * u[:, 3]
+        along = torch.linspace(-0.5, 0.5, 25) * length[:, None]
+        points = along[..., None] * torch.stack([angle.sin(), angle.cos()], -1)[:, None]
+        r = torch.arange(-8.0, 9.0)
+        ys, xs = (
+            torch.exp(-((r - points[..., k, None]) ** 2) / (2 * sigma[:, None, None] ** 2)) for k in (0, 1)
+        )
+        kernel = torch.einsum("bpy,bpx->byx", ys, xs)
+        reach = torch.where(moves, 8, 3 + (6 * u[:, 4]).floor())[:, None]
+        inside = (r.abs() <= reach).float()
+        kernel = kernel * inside[:, :, None] * inside[:, None]
+        return kernel / kernel.sum((1, 2), keepdim=True)
+
+    def apply(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        place = x.device if generator is None else generator.device
+        u = torch.rand(len(x), 14, generator=generator, device=place).cpu()
+        noise = torch.randn(x.shape, generator=generator, device=place, dtype=x.dtype).to(x.device)
+        return self.degrade(x, u, noise)
+
+    def degrade(self, x: Tensor, u: Tensor, noise: Tensor) -> Tensor:
+        """x1 of x (B, C, H, W) from what is random: u (B, 14) in [0, 1), and noise of x's shape."""
+        some = u[:, 0] >= self.clean
+        chances = enumerate((0.7, 0.25, 0.4, 0.4), 1)
+        blurred, shrunk, noisy, coded = (some & (u[:, k] < p) for k, p in chances)
+        (b, c, h, w), mode = x.shape, "reflect" if min(x.shape[-2:]) > 8 else "replicate"
+        kernels = self.kernels(u[:, 5:10]).to(x).repeat_interleave(c, 0)[:, None]
+        y = F.conv2d(F.pad(x, (8,) * 4, mode=mode).reshape(1, b * c, h + 16, w + 16), kernels, groups=b * c)
+        y = torch.where(blurred.to(x.device)[:, None, None, None], y.reshape(x.shape), x)
+        for i in shrunk.nonzero().flatten().tolist():
+            by, how = (
+                1 + (self.factor - 1) * float(u[i, 10]),
+                ("bilinear", "bicubic", "area")[int(3 * u[i, 11])],
+            )
+            size = max(1, round(h / by)), max(1, round(w / by))
+            small = F.interpolate(y[i : i + 1], size=size, mode=how, antialias=how != "area")
+            y[i] = F.interpolate(small, size=(h, w), mode="bicubic")[0]
+        std = (2 * self.std * u[:, 12] ** 2 * noisy).to(x)[:, None, None, None]
+        y = quantise((y + std * noise).clamp(-1, 1)).to(x)
+        for i in coded.nonzero().flatten().tolist():
+            quality = self.quality + int((96 - self.quality) * u[i, 13])
+            y[i : i + 1] = JPEG(quality).apply(y[i : i + 1], None)
+        return y
+
+
 DEGRADATIONS: dict[str, tuple[type[Degradation], dict[str, Any]]] = {
     "blur-gauss": (GaussianBlur, {}),
     "blur-uniform": (UniformBlur, {}),
@@ -180,6 +245,7 @@ DEGRADATIONS: dict[str, tuple[type[Degradation], dict[str, Any]]] = {
     "inpaint-freeform": (FreeformMask, {}),
     "jpeg": (JPEG, {}),
     "noise": (Noise, {}),
+    "mixture": (Mixture, {}),
     "none": (Compose, {"parts": ()}),
 }
 

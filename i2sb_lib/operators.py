@@ -14,7 +14,7 @@ from i2sb_lib.images import check_images
 PIXELS = 2**22  # inverted at a time, so that a large photograph needs little memory beside itself
 LIMITS: dict[str, tuple[float, float]] = {
     "kernel_size": (1, 255), "sigma": (1e-2, 1e3), "factor": (1, 1024), "fraction": (0, 1), "std": (0, 10),
-    "strokes": (1, 100), "corners": (1, 100), "width": (0, 1), "quality": (1, 100),
+    "strokes": (1, 100), "corners": (1, 100), "width": (0, 1), "quality": (1, 100), "clean": (0, 1),
 }  # fmt: skip
 
 

@@ -158,7 +158,7 @@ def test_operators_have_one_short_line():
         assert "\n" not in repr(op)
 
 
-@pytest.mark.parametrize("name", ["noise", "inpaint-freeform", "jpeg"])
+@pytest.mark.parametrize("name", ["noise", "inpaint-freeform", "jpeg", "mixture"])
 def test_an_image_is_degraded_alone_as_in_any_batch(name):
     op, x = ops.create_degradation(name, noise=0.1, quantise=True), smooth(16, 16, 4)
     whole = op(x, generators([4, 5, 6, 4], 4))
@@ -254,6 +254,78 @@ def test_parts_apply_in_order_and_draw_from_one_generator():
     assert type(five) is int
     with pytest.raises(ValueError, match=r"whole number, got 7\.9"):
         ops.create_degradation("blur-gauss", kernel_size=7.9)
+
+
+def one_stage(**strengths):
+    """u of a mixture in which only the named stages happen: blur, shrink, noise, jpeg or none."""
+    places = {"blur": 1, "shrink": 2, "noise": 3, "jpeg": 4}
+    u = torch.full((1, 14), 0.999)
+    for name, values in strengths.items():
+        u[0, places[name]] = 0.1
+        first = {"blur": 5, "shrink": 10, "noise": 12, "jpeg": 13}[name]
+        u[0, first : first + len(values)] = torch.tensor(values)
+    return u
+
+
+@pytest.mark.parametrize(
+    ("strengths", "want"),
+    [
+        ({"blur": [2 / 3, 0.5, 0, 0, 0.01]}, lambda x, n: ops.GaussianBlur(7, 2.0)(x)),
+        ({"blur": [0.2, 0.5, 0, 0, 0.99]}, lambda x, n: ops.GaussianBlur(17, 0.6)(x)),
+        ({"blur": [0, 0.1, 1.0, 0, 0]}, lambda x, n: mean_along(x, 13, -1)),  # moved by 12 pixels
+        ({"blur": [0, 0.1, 0.5, 0.5, 0]}, lambda x, n: mean_along(x, 7, -2)),
+        ({"shrink": [1 / 3, 0.9]}, lambda x, n: resized(x, "area")),
+        ({"shrink": [1 / 3, 0.5]}, lambda x, n: resized(x, "bicubic")),
+        ({"noise": [0.5]}, lambda x, n: x + 2 * 0.1 * 0.25 * n),
+        ({"jpeg": [0.5]}, lambda x, n: ops.JPEG(63)(ops.Quantise()(x))),
+        ({}, lambda x, n: x),
+    ],
+)
+def test_a_mixture_s_stages_are_the_operators(strengths, want):
+    x, noise = (
+        ops.Quantise()(smooth(32, 48, 1)),
+        torch.randn(1, 3, 32, 48, generator=torch.Generator().manual_seed(0)),
+    )
+    found = ops.Mixture().degrade(x, one_stage(**strengths), noise)
+    wanted = ops.Quantise()(want(x, noise).clamp(-1, 1))
+    assert (found - wanted)[..., 8:-8, 8:-8].abs().max() <= 1.01 * 2 / 255
+    assert (found != x).any() == bool(strengths)
+
+
+def mean_along(x, taps, dim):
+    wide = F.pad(x, (8, 8, 8, 8), mode="reflect")
+    moved = [wide.roll(k, dim) for k in range(-(taps // 2), taps // 2 + 1)]
+    return (sum(moved) / taps)[..., 8:-8, 8:-8]
+
+
+def resized(x, how):
+    small = F.interpolate(x, size=(16, 24), mode=how, antialias=how != "area")
+    return F.interpolate(small, size=x.shape[-2:], mode="bicubic").clamp(-1, 1)
+
+
+def test_a_mixture_leaves_its_share_alone_and_each_stage_has_its_chance():
+    x = ops.Quantise()(smooth(16, 16, 1)).expand(2000, -1, -1, -1)
+    same = (ops.Mixture()(x, torch.Generator().manual_seed(3)) == x).flatten(1).all(1).float().mean()
+    # 0.12, and what no stage takes: 0.3 * 0.75 * 0.6 * 0.6 of the rest; and blurs too narrow to see
+    assert 0.19 <= same <= 0.24
+    always, never = (
+        ops.Mixture(clean=1.0),
+        ops.Mixture(clean=0.0, sigma=0.01, factor=1.0, std=0.0, quality=95),
+    )
+    assert torch.equal(always(x, torch.Generator().manual_seed(3)), x)
+    kept = (never(x, torch.Generator().manual_seed(3)) == x).flatten(1).all(1).float().mean()
+    assert abs(kept - 0.6) < 0.04  # JPEG alone is left
+
+
+def test_a_mixture_s_kernels_have_unit_gain_and_the_stated_width():
+    u = torch.rand(200, 5, generator=torch.Generator().manual_seed(0))
+    u[:, 1], u[:, 4] = 0.5, 0.99  # Gaussian, whole
+    u[:, 0] = u[:, 0] * 0.5 + 0.28
+    kernels, r = ops.Mixture().kernels(u), torch.arange(-8.0, 9.0)
+    assert (kernels.sum((1, 2)) - 1).abs().max() < 1e-5
+    assert (kernels.sum(1) @ r).abs().max() < 1e-5
+    spread = (kernels.sum(1) @ r**2).sqrt()
+    assert (spread / (3 * u[:, 0]) - 1).abs().max() < 0.04
 
 
 @pytest.mark.parametrize("name", ops.DEGRADATIONS)
