@@ -45,6 +45,8 @@ class TrainConfig(Design):
     lr: float = 5e-4  # largest learning rate
     warmup: int = 200  # steps of linear warm-up
     weight_decay: float = 0.01  # AdamW's
+    # above 0: an image's error counts in terms of its own damage and this many grey levels; 0: all alike
+    damage_floor: float = 0.0
     clip: float = 1.0  # largest gradient norm
     # decay of the weight average that is evaluated and exported; shorter in the first steps
     ema: float = 0.999
@@ -83,7 +85,7 @@ class TrainConfig(Design):
         if self.degradation == CUSTOM and self.tikhonov:
             raise ValueError("expected a degradation with a name for tikhonov, got one of one's own")
         expect("steps batch_size holdout save_every eval_every", "of at least 1", lambda v: v >= 1)
-        zero = "noise tikhonov warmup weight_decay seed minutes crops"
+        zero = "damage_floor noise tikhonov warmup weight_decay seed minutes crops"
         expect(zero, "of at least 0", lambda v: 0 <= v < math.inf)
         expect("lr clip beta_max", "above 0", lambda v: 0 < v < math.inf)
         expect("ema dropout", "from 0 to below 1", lambda v: 0 <= v < 1)

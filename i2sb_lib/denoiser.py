@@ -209,8 +209,17 @@ class Denoiser(nn.Module):
             raise ValueError(f"{self.config.network}: expected the network to give {wanted}, got {got}")
         return raw.float()
 
-    def loss(self, x0: Tensor, x1: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """Per-sample loss (B,): mean over pixels of |D(x_t, t) - x0|^2 / out(t)^2, t in (0, 1]."""
+    def loss(self, x0: Tensor, x1: Tensor, t: Tensor, noise: Tensor, floor: float = 0.0) -> Tensor:
+        """Per-sample loss (B,): mean over pixels of |D(x_t, t) - x0|^2 / out(t)^2, t in (0, 1].
+
+        floor: above 0, and with `cond_x1`, an image's own damage d^2 = mean |x1 - x0|^2 + floor^2 takes the
+        place of the variance v in out^2, so that a picture that is nearly whole counts as much as another.
+        """
         xt = self.bridge.q_sample(t, x0, x1, noise)
-        error = (self(xt, t, x1) - x0) / self.scalings(expand(t, x0)).out
-        return error.square().flatten(1).mean(1)
+        out = self.scalings(expand(t, x0)).out
+        loss = ((self(xt, t, x1) - x0) / out).square().flatten(1).mean(1)
+        if not floor:
+            return loss
+        m00, m11, m01 = self.config.moments
+        damage = (x1 - x0).square().flatten(1).mean(1) + floor**2
+        return loss * (1 + out.flatten() ** 2 * (1 / damage - 1 / (m00 - m01**2 / m11)))

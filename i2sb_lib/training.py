@@ -44,12 +44,12 @@ VALUES = ("step", "seconds", "history", "pending", "fingerprint")  # and what is
 class _Loss(nn.Module):
     """The mean loss as a module's forward, so that data parallelism and compilation see it."""
 
-    def __init__(self, model: Denoiser) -> None:
+    def __init__(self, model: Denoiser, floor: float) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.floor = model, floor
 
     def forward(self, x0: Tensor, x1: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        return self.model.loss(x0, x1, t, noise).mean()
+        return self.model.loss(x0, x1, t, noise, self.floor).mean()
 
 
 class Trainer:
@@ -107,7 +107,7 @@ class Trainer:
         self.pending: list[Tensor] = []  # losses since the last line of the history
         if saved:
             self._load(saved)
-        loss = _Loss(self.model)
+        loss = _Loss(self.model, 2 * config.damage_floor / 255)
         self.wrapped = self.host.wrap(torch.compile(loss) if config.compile else loss)
 
     def _model_config(self) -> ModelConfig:

@@ -168,6 +168,21 @@ def test_each_image_has_its_own_loss():
         torch.testing.assert_close(model.loss(x0[one], x1[one], t[one], noise[one]), both[one])
 
 
+def test_with_a_floor_an_image_s_own_damage_takes_the_place_of_the_mean_variance():
+    model, t = build(), torch.tensor([0.3, 0.9])
+    x0, x1, noise = torch.rand(3, 2, 3, 8, 8) * 2 - 1
+    x1[1] = (x0[1] + 0.01).clamp(-1, 1)
+    squares = (model(model.bridge.q_sample(t, x0, x1, noise), t, x1) - x0).square().flatten(1).mean(1)
+    a, _, c = model.bridge.coefficients(t)
+    damage = (x1 - x0).square().flatten(1).mean(1) + 0.05**2
+    torch.testing.assert_close(
+        model.loss(x0, x1, t, noise, 0.05), squares * (1 / damage + a**2 / c**2), rtol=1e-3, atol=0
+    )
+    m00, m11, m01 = model.config.moments  # damage of the mean variance: nothing changes
+    floor = (m00 - m01**2 / m11) ** 0.5
+    torch.testing.assert_close(model.loss(x0, x0, t, noise, floor), model.loss(x0, x0, t, noise))
+
+
 def test_the_configuration_reaches_the_schedule_the_network_and_the_name():
     model = build(beta_min=0.2, beta_max=0.5, dropout=0.25)
     assert model.bridge.schedule == Schedule.symmetric(beta_min=0.2, beta_max=0.5)
