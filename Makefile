@@ -49,7 +49,7 @@ execute: .venv/ready
 .venv/ready: pyproject.toml
 	@echo "Making the environment in .venv: PyTorch alone is several GB, so this takes minutes."
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable ".[metrics,book,dev]"
+	$(BIN)/pip install --quiet --editable ".[all]"
 	@touch $@
 
 help:

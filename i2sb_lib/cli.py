@@ -17,7 +17,6 @@ from typing import Annotated, Any, Literal
 
 import torch
 import tyro
-from accelerate import PartialState
 from torch import Tensor
 
 import i2sb_lib
@@ -34,7 +33,6 @@ from i2sb_lib.folders import each_image, seed_of
 from i2sb_lib.images import is_run, save_image, to_float
 from i2sb_lib.pairs import load_pairs
 from i2sb_lib.samplers import Sampler
-from i2sb_lib.training import train
 
 Source = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
 Target = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")]
@@ -243,7 +241,9 @@ class Train:
     """start from the flags of the demonstration or of a full-size run for a GPU"""
 
     def run(self) -> None:
-        result = train(self.config, self.resume)
+        result = i2sb_lib.train(self.config, self.resume)
+        from accelerate import PartialState  # with the extra that training needs, and it alone
+
         done = "finished" if result["finished"] else "stopped, go on with --resume"
         quality = "".join(f", {k} {v}" for k, v in result.items() if k.startswith("psnr"))
         if PartialState().is_main_process:

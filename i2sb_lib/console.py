@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from i2sb_lib.faults import first_line, is_out_of_memory
+from i2sb_lib.faults import MissingExtra, first_line, is_out_of_memory
 
 
 def explain(error: BaseException) -> str | None:
     """One line for what may be wrong with files, values or memory; None for a fault of the program."""
     if is_out_of_memory(error):
         return f"out of memory: {first_line(error)}"
-    return " ".join(str(error).split()) if isinstance(error, ValueError | OSError) else None
+    return " ".join(str(error).split()) if isinstance(error, ValueError | OSError | MissingExtra) else None
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from i2sb_lib.faults import extra
 from i2sb_lib.files import atomic_write
 from i2sb_lib.images import to_rgb, to_tensor
 from i2sb_lib.progress import progress as shown
@@ -90,8 +91,9 @@ def _cuts(pictures: Sequence[Image.Image], size: Size, name: str, channels: int,
 
 def embedded_photographs(split: str) -> dict[str, Image.Image]:
     """The embedded photographs by file name; split "train" or "test" hold different photographs."""
-    import skimage
-    import sklearn.datasets
+    with extra("demo", "embedded"):
+        import skimage
+        import sklearn.datasets
 
     roots = [Path(skimage.__file__).parent / "data", Path(sklearn.datasets.__file__).parent / "images"]
     names = {"train": EMBEDDED_TRAIN, "test": EMBEDDED_TEST}.get(split)

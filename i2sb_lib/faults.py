@@ -17,6 +17,19 @@ class TrainingError(RuntimeError):
     """Training cannot start or go on; the message says why and where the last good state is."""
 
 
+class MissingExtra(ImportError):
+    """A package of an extra is not installed; the message says for what, and how to install it."""
+
+
+@contextlib.contextmanager
+def extra(name: str, what: str) -> Iterator[None]:
+    """In which packages of an extra of ours are imported, for `what`; MissingExtra where one is not there."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise MissingExtra(f'{what} needs {error.name}: pip install "i2sb-lib[{name}]"') from error
+
+
 def first_line(error: BaseException) -> str:
     """An error in one line: its first, or its name where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
@@ -48,11 +61,9 @@ def check_compiler(device: torch.device) -> None:
 
 
 def create_writer(folder: Path) -> Any:
-    """TensorBoard's writer of scalars; TrainingError names the extra where it is not installed."""
-    try:
+    """TensorBoard's writer of scalars; MissingExtra where it is not installed."""
+    with extra("metrics", "--tensorboard"):
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise TrainingError(f"--tensorboard needs: pip install 'i2sb-lib[metrics]' ({error})") from None
     return SummaryWriter(str(folder))
 
 

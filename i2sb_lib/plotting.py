@@ -2,11 +2,14 @@
 
 from collections.abc import Sequence
 
-import matplotlib.pyplot as plt
-from matplotlib.figure import Figure
 from torch import Tensor
 
+from i2sb_lib.faults import extra
 from i2sb_lib.images import to_uint8
+
+with extra("book", "plotting"):
+    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
 # Okabe & Ito: clean end, degraded end, reference, and three more
 COLOURS = {

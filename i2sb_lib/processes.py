@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env, reduce
 from torch import Tensor, nn
 
 from i2sb_lib.devices import auto_precision
-from i2sb_lib.faults import TrainingError
+from i2sb_lib.faults import TrainingError, extra
+
+with extra("train", "training"):
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env, reduce
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from i2sb_lib.faults import first_line
+from i2sb_lib.faults import extra, first_line
 from i2sb_lib.images import SUFFIXES, is_hidden, list_images, open_image, tally, unreadable
 
 HUB_REVISIONS = {"korexyz/celeba-hq-256x256": "42078a1fb27b6079eaab8cf453efd3d79a8b7bda"}
@@ -151,10 +151,10 @@ def _parquet(files: list[Path], named: str) -> Pictures:
             raise ValueError("no bytes")
         return data
 
+    with extra("train", "parquet"):
+        import pyarrow.parquet
     for file in files:
         try:
-            import pyarrow.parquet
-
             table = pyarrow.parquet.ParquetFile(file)
             columns = {column.name: str(column.type) for column in table.schema_arrow}
             if not re.match(r"(large_)?binary|struct<.*\bbytes: (large_)?binary", columns.get(named, "")):

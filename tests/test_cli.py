@@ -59,7 +59,7 @@ def test_help_mentions_every_flag(name, capsys):
 def test_a_preset_sets_flags_that_later_flags_change(monkeypatch, capsys):
     seen = []
     fake = {"finished": True, "step": 1, "psnr_1": 20.0}
-    monkeypatch.setattr(cli, "train", lambda config, resume: seen.append((config, resume)) or fake)
+    monkeypatch.setattr(i2sb_lib, "train", lambda config, resume: seen.append((config, resume)) or fake)
     main(["train", "--preset", "celeba64-deblur", "--lr", "0.5", "--resume"])
     main(["train", "--degradation-options", "sigma", "1.5", "--no-quantise"])
     main(["train", "--preset=celeba64-deblur"])
@@ -74,7 +74,7 @@ def test_a_preset_sets_flags_that_later_flags_change(monkeypatch, capsys):
 def test_a_run_is_resumed_without_its_flags(monkeypatch, run_folder):
     seen = []
     fake = {"finished": True, "step": 1}
-    monkeypatch.setattr(cli, "train", lambda config, resume: seen.append(config) or fake)
+    monkeypatch.setattr(i2sb_lib, "train", lambda config, resume: seen.append(config) or fake)
     main(["train", "--resume", "--out", str(run_folder), "--steps", "50"])
     ((config,), made) = seen, torch.load(run_folder / "state.pt", weights_only=True)["config"]
     assert dataclasses.asdict(config) == made | {"steps": 50}

@@ -32,9 +32,9 @@ MAY_IMPORT = {
     "tiles": "",
     "operators": "devices images",
     "degradations": "images operators",
-    "data": "files images progress sources",
+    "data": "faults files images progress sources",
     "sources": "faults images",
-    "plotting": "images",
+    "plotting": "faults images",
     "schrodinger": "schedule",
     "gaussian_mixtures": "bridge samplers",
     "denoiser": "schedule bridge networks degradations devices",
@@ -54,14 +54,13 @@ MAY_IMPORT = {
     "console": "faults",
     "folders": "console faults images",
     "cli": "checkpoints config console data degradations devices evaluation faults files folders images "
-    "pairs samplers training",
+    "pairs samplers",
     "__main__": "cli",
     "__init__": "bridge checkpoints config data degradations denoiser evaluation images networks operators "
     "pairs samplers schedule training",
 }  # fmt: skip
 
-PACKAGES = {"torch", "torchvision", "numpy", "matplotlib", "tqdm", "safetensors", "accelerate", "tyro",
-            "pyarrow", "huggingface_hub", "skimage", "sklearn", "PIL", "scipy", "i2sb_lib"}  # fmt: skip
+CORE = {"torch", "numpy", "PIL", "safetensors", "tqdm", "huggingface_hub", "tyro"}
 
 
 def imports(tree: ast.AST) -> set[str]:
@@ -94,7 +93,7 @@ def test_extras_are_imported_only_where_they_are_used(file):
     """At the top of a module stands only what `pip install` without extras brings."""
     top = [n for n in ast.parse(file.read_text()).body if isinstance(n, ast.Import | ast.ImportFrom)]
     roots = {name.split(".")[0] for name in imports(ast.Module(top, []))}
-    assert roots <= PACKAGES | set(sys.stdlib_module_names)
+    assert roots <= {*CORE, "i2sb_lib"} | set(sys.stdlib_module_names)
 
 
 def code_lines(source: str) -> int:
@@ -108,7 +107,7 @@ def code_lines(source: str) -> int:
 
 def test_the_library_is_thin():
     assert max(len(f.read_text().splitlines()) for f in LIBRARY) <= 300
-    assert sum(code_lines(f.read_text()) for f in LIBRARY) <= 3300
+    assert sum(code_lines(f.read_text()) for f in LIBRARY) <= 3450
     assert code_lines('"""Doc\nstring."""\n\n# note\ndef f():\n    """Doc."""\n    return 1  # x\n') == 2
 
 
@@ -121,9 +120,8 @@ def requirements() -> tuple[set[str], set[str]]:
     (pip,) = (part["pip"] for part in content if isinstance(part, dict))
     python = re.search(r'requires-python = "(.*)"', text)
     assert {part for part in content if isinstance(part, str)} == {"pip", f"python{python.group(1)}"}
-    return {r for each in lists for r in ast.literal_eval(each)}, {
-        line for line in pip if "editable" not in line
-    }
+    wanted = {r for each in lists for r in ast.literal_eval(each) if not r.startswith("i2sb-lib[")}
+    return wanted, {line for line in pip if "editable" not in line}
 
 
 def test_environment_and_pyproject_agree():
