@@ -23,7 +23,7 @@ from torch import Tensor
 
 from i2sb_lib.checkpoints import Pretrained, load_pretrained
 from i2sb_lib.config import TrainConfig
-from i2sb_lib.data import fingerprint, load_images
+from i2sb_lib.data import embedded_photographs, fingerprint, load_images
 from i2sb_lib.degradations import Compose, Degradation, GaussianBlur, Quantise, create_degradation
 from i2sb_lib.denoiser import Denoiser
 from i2sb_lib.evaluation import bootstrap, evaluate
@@ -194,9 +194,41 @@ def whole(args: argparse.Namespace) -> None:
     atomic_write(file, lambda p: p.write_text(json.dumps(record, indent=1) + "\n"))
 
 
+def figure(args: argparse.Namespace) -> None:
+    """Held-out photographs, each with another damage: before, restored in one call and in ten, clean."""
+    import matplotlib.pyplot as plt
+
+    from i2sb_lib.plotting import image_grid, use_style
+
+    model, kinds = load_pretrained(args.checkpoint, "cpu"), cells()
+    photographs = embedded_photographs("test")
+    shown = {
+        "blur 2": ("astronaut.png", 0.5, (20, 62)),
+        "blur 1.25": ("flower.jpg", 0.5, (70, 110)),
+        "noise 0.05": ("astronaut.png", 0.5, (20, 62)),
+        "JPEG 30": ("flower.jpg", 0.5, (70, 110)),
+        "blur 1.5, noise 0.02, JPEG 60": ("astronaut.png", 0.35, (6, 30)),
+        "clean": ("flower.jpg", 0.5, (40, 60)),
+    }
+    clean, before = [], []
+    for i, (cell, (name, scale, (top, left))) in enumerate(shown.items()):
+        photo = photographs[name]
+        small = photo.resize((round(photo.width * scale), round(photo.height * scale)), 1)  # Lanczos
+        x0 = to_float(to_tensor(small))[None, :, top : top + 96, left : left + 96]
+        clean.append(x0)
+        before.append(quantise(kinds[cell](x0, torch.Generator().manual_seed(i))))
+    x0, x1 = torch.cat(clean), torch.cat(before)
+    rows = {"degraded": x1} | {f"{n} call" + "s" * (n > 1): model.restore(x1, n) for n in (1, 10)}
+    use_style()
+    titles = [c.replace(", ", ",\n") for c in shown]
+    image_grid([*rows.values(), x0], [*rows, "clean"], scale=1.3, titles=titles)
+    target = args.record.with_name("photos-robust") / "figure.png"
+    atomic_write(target, lambda p: plt.savefig(p, format="png"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["train", "measure", "whole"])
+    parser.add_argument("what", choices=["train", "measure", "whole", "figure"])
     parser.add_argument("--faces", help="training faces")
     parser.add_argument("--scenes", help="training scenes")
     parser.add_argument("--out", type=Path, default=Path("runs/photos-robust"))
@@ -206,7 +238,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=64, help="pictures of each set, or scenes")
     parser.add_argument("--record", type=Path, default=Path("data/runs/photos-robust-cells"))
     args = parser.parse_args()
-    {"train": learn, "measure": measure, "whole": whole}[args.what](args)
+    {"train": learn, "measure": measure, "whole": whole, "figure": figure}[args.what](args)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from i2sb_lib.config import create_pair_maker
+from i2sb_lib.degradations import Compose
 from i2sb_lib.denoiser import Denoiser
 from i2sb_lib.devices import auto_precision
 from i2sb_lib.faults import is_out_of_memory
@@ -42,7 +44,19 @@ class Restorer(nn.Module):
         self.denoiser, self.record, self.folder = denoiser, record, folder
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.folder.name}: {self.denoiser} on {self.device})"
+        name = f"{self.folder.name}, for {self.made_for}"
+        return f"{type(self).__name__}({name}: {self.denoiser} on {self.device})"
+
+    @property
+    def made_for(self) -> str:
+        """The damage that its training undid, and on which pictures: what it restores, and no other."""
+        how = self.record.get("training") or {}
+        try:
+            damage = create_pair_maker(how)
+        except (KeyError, ValueError):  # of one's own, or not on record
+            return f"damage of its own on {how.get('data', 'pictures of its own')}"
+        parts = damage.parts if isinstance(damage, Compose) else (damage,)
+        return f"{' + '.join(map(repr, parts)) or 'no damage'} on {how['data']}"
 
     @property
     def device(self) -> torch.device:

@@ -333,9 +333,22 @@ def test_a_bar_counts_network_calls(model, capsys, monkeypatch):
     assert capsys.readouterr().err == ""
 
 
+def test_a_model_says_what_it_was_made_for():
+    for name, damage in (("", "GaussianBlur(kernel_size=7, sigma=2.0)"), ("-noisy", "Noise(std=0.05)")):
+        told = load_pretrained(f"celeba64-deblur{name}", "cpu")
+        assert damage in told.made_for
+        assert told.made_for.endswith("+ Quantise() on celeba64")
+        assert f"for {told.made_for}: " in repr(told)
+    own = build()
+    own.record = {"training": {"degradation": "custom", "data": "memory"}}
+    assert own.made_for == "damage of its own on memory"
+    own.record = {}
+    assert own.made_for == "damage of its own on pictures of its own"
+
+
 def test_a_model_in_one_line(model):
     for part in (model, model.denoiser, build(tikhonov=1e-3), build(cond_x1=False).denoiser):
-        assert len(repr(part)) <= 200
+        assert len(repr(part)) <= 240
         assert "\n" not in repr(part)
     weights = sum(p.numel() for p in model.denoiser.parameters())
     assert f"blind, unet-tiny of {weights:,} weights) on cpu" in repr(model)
