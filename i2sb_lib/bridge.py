@@ -38,7 +38,7 @@ class Step(NamedTuple):
 def expand(t: Tensor | float, x: Tensor) -> Tensor:
     """Reshape t of shape (B,) or (), in [0, 1], so that it broadcasts against x of shape (B, *D)."""
     t = as_time(t).to(x)
-    if t.ndim > 1 or (t.ndim == 1 and t.shape[0] not in (1, x.shape[0])):
+    if t.ndim > 1 or (t.ndim == 1 and t.shape[0] not in (x.shape[0], 1)):
         raise ValueError(
             f"expected t of shape () or ({x.shape[0]},) for x of shape {tuple(x.shape)}, got {tuple(t.shape)}"
         )

@@ -190,7 +190,8 @@ class Denoiser(nn.Module):
     def forward(self, xt: Tensor, t: Tensor, x1: Tensor | None = None, g: Tensor | None = None) -> Tensor:
         """x0_hat, float32 (B, C, H, W), from xt of that shape, t (B,) and, with cond_x1, x1.
 
-        g: `guess(x1)`, where it is known already.
+        g: `guess(x1)`, where it is known already. torch.export takes this with any number of images, of
+        the height and width of the example, where the network does.
         """
         s = self.scalings(expand(t, xt))
         if not self.config.cond_x1:
@@ -204,7 +205,7 @@ class Denoiser(nn.Module):
     def _raw(self, planes: list[Tensor], t: Tensor) -> Tensor:
         joined = torch.cat(planes, dim=1).contiguous(memory_format=torch.channels_last)
         raw = self.net(joined, t)
-        if raw.shape != (wanted := (len(joined), self.config.channels, *joined.shape[2:])):
+        if raw.shape != (wanted := (joined.shape[0], self.config.channels, *joined.shape[2:])):
             got = f"{tuple(raw.shape)} from planes {tuple(joined.shape)}"
             raise ValueError(f"{self.config.network}: expected the network to give {wanted}, got {got}")
         return raw.float()

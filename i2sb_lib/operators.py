@@ -3,6 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
 import torch
@@ -104,7 +105,8 @@ class Separable(Degradation):
                 x = _unfold(x, dim) if len(side) > 1 else x
             return x.to(y)
 
-        few = z.split(max(1, PIXELS // z[0].numel()))
+        exported = torch.compiler.is_compiling()  # with any number of images
+        few = [z] if exported else z.split(max(1, PIXELS // z[0].numel()))
         return torch.cat([inverted(x) for x in few]).reshape(y.shape)
 
     def unseen(self, y: Tensor, below: float) -> Tensor:
@@ -134,11 +136,12 @@ _lock = threading.Lock()
 def _kept(make: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
     """Remember what `make` gives, the least recently used going first where it is over KEPT_BYTES in all."""
 
-    @torch.inference_mode(False)
     def recall(*key: Any) -> tuple[Tensor, ...]:
         with _lock:
             value = _store.pop((make, key), None)
-        value = make(*key) if value is None else value
+        if value is None:  # in a thread, where no mode is on: to an export and to inference it is a constant
+            with ThreadPoolExecutor(1) as aside:
+                value = aside.submit(make, *key).result()
         with _lock:
             _store[make, key] = value
             while sum(part.nbytes for parts in _store.values() for part in parts) > KEPT_BYTES:

@@ -253,3 +253,31 @@ def test_a_compiled_loss_is_one_graph_and_the_same():
     model.net = Fixed(torch.zeros(2, 3, 8, 8))  # the network itself is not in question
     compiled = torch.compile(model.loss, backend="eager", fullgraph=True)
     assert torch.equal(compiled(x0, x1, t, noise), model.loss(x0, x1, t, noise))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tikhonov", [0.0, 3e-3])  # a weight, and a size, that no other test has in memory
+def test_it_exports_for_any_number_of_images(tikhonov, tmp_path):
+    model = build(tikhonov=tikhonov, degradation_options={"kernel_size": 9, "sigma": 1.75})
+    for p in model.parameters():  # the last layer starts at zero
+        p.data = torch.randn(p.shape) * 0.1
+    batch = torch.export.Dim("batch", max=1024)
+    dynamic = {"xt": {0: batch}, "t": {0: batch}, "x1": {0: batch}}
+
+    def example(n):
+        return torch.rand(n, 3, 20, 28) * 2 - 1, torch.linspace(0.01, 1, n), torch.rand(n, 3, 20, 28) * 2 - 1
+
+    program = torch.export.export(model, example(3), dynamic_shapes=dynamic, strict=False)
+    torch.export.save(program, tmp_path / "denoiser.pt2")
+    exported = torch.export.load(tmp_path / "denoiser.pt2").module()
+    with torch.no_grad():
+        for n in (1, 2, 5):
+            xt, t, x1 = example(n)
+            found, wanted = (
+                exported(xt, t, x1),
+                model(xt, t, x1),
+            )  # eager after it: nothing traced is remembered
+            assert found.std() > 0.1
+            torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+        with pytest.raises(ValueError, match="expected times in"):  # the checks of eager input stay
+            model(xt, 2 * t, x1)
