@@ -1,12 +1,15 @@
 """What the rendered pages make of a notebook, and that the cover draws what was measured."""
 
+import base64
 import copy
+import io
 import json
 import re
 import sys
 
 import pytest
 from conftest import ROOT, script
+from PIL import Image
 
 pytest.importorskip("myst_nb")
 PAGES = script("pages", "book/_ext")
@@ -169,3 +172,31 @@ def test_a_proof_that_is_folded_opens_and_others_stay():
         assert len(page.body) == body
         assert node[0]["classes"] == ["proof"]
         assert node.astext() == ("By parts." if body else "Proof. By parts.")
+
+
+def test_an_item_is_folded_below_its_first_paragraph():
+    item = "(a)=\n## 1. Title\n\n*In short: no,*\n*not so.*\n\nWhy.\n\n(b)=\n## 2. Other\n\nIn short."
+    (cell,) = shown({"cell_type": "markdown", "source": [item], "metadata": {"tags": ["items"]}})
+    before, between, after = cell["source"].split("```{rest}\n```\n")
+    assert before.endswith("*not so.*\n\n")
+    assert between.strip().startswith("Why.")
+    assert between.strip().endswith("In short.")
+    assert after == ""
+
+
+def test_an_opaque_picture_loses_its_alpha_and_nothing_else():
+    def picture(alpha: int) -> dict:
+        image = Image.new("RGBA", (20, 10), (1, 2, 3, alpha))
+        image.putpixel((0, 0), (200, 100, 50, alpha))
+        image.save(file := io.BytesIO(), "png")
+        return {"data": {"image/png": base64.b64encode(file.getvalue()).decode()}, "metadata": {}}
+
+    def opened(output: dict) -> Image.Image:
+        return Image.open(io.BytesIO(base64.b64decode(output["data"]["image/png"])))
+
+    opaque, clear = picture(255), picture(100)
+    assert PAGES.lighter(clear) == clear
+    assert PAGES.lighter(FIGURE) == FIGURE
+    light = opened(PAGES.lighter(opaque))
+    assert light.mode == "RGB"
+    assert list(light.getdata()) == list(opened(opaque).convert("RGB").getdata())

@@ -1,11 +1,14 @@
 """What the pages show of a notebook: a Sphinx extension. The notebooks themselves stay as they are.
 
 Before a notebook is parsed, `page` drops the Colab bootstrap, moves what only sets up into the next folded
-cell, and turns the checks of each cell into one line that opens. Then: numbers in tables marked, previews for
-links, and no Thebe, which the book does not use and whose script is otherwise on every page, twice.
+cell, turns the checks of each cell into one line that opens, and folds the sections of cells tagged `items`
+below their first paragraphs. Then: numbers in tables marked, previews for links, and no Thebe, which the book
+does not use and whose script is otherwise on every page, twice.
 """
 
 import ast
+import base64
+import io
 import json
 import re
 import zlib
@@ -16,12 +19,14 @@ from typing import Any
 from docutils import nodes
 from docutils.parsers.rst import Directive
 from myst_nb.sphinx_ import HideCodeCellNode
+from PIL import Image
 from sphinx.application import Sphinx
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx_proof.nodes import proof_node, visit_proof_node
 
 FOLDED = {"hide-input", "hide-cell"}
 LEDGER = "book/appendix_c_ledger"
+ITEM = re.compile(r"^## .*\n\n(?:.+(?:\n|$))+", re.M)  # a heading and the paragraph below it
 
 
 def page(notebook: dict[str, Any]) -> dict[str, Any]:
@@ -38,11 +43,24 @@ def page(notebook: dict[str, Any]) -> dict[str, Any]:
             else:
                 if not all(map(is_setup, waiting)):  # its helpers come before it
                     cells, waiting = [*cells, fold(waiting)], []
-            cell["outputs"] = one_line(cell["outputs"])
+            cell["outputs"] = one_line([lighter(output) for output in cell["outputs"]])
             if "hide-cell" in cell["metadata"].get("tags", []) and cell["outputs"] == checks_of(cell):
                 cell["metadata"]["tags"] = ["hide-input"]
+        elif "items" in cell["metadata"].get("tags", []):
+            cell["source"] = ITEM.sub(lambda head: head[0].rstrip() + "\n\n```{rest}\n```\n", source(cell))
         cells.append(cell)
     return {**notebook, "cells": cells + ([fold(waiting)] if waiting else [])}
+
+
+def lighter(output: dict[str, Any]) -> dict[str, Any]:
+    """An output without the plane that says that its picture is opaque: an eighth of the bytes."""
+    if not (png := "".join(output.get("data", {}).get("image/png", ""))):
+        return output
+    image = Image.open(io.BytesIO(base64.b64decode(png)))
+    if image.mode != "RGBA" or image.getextrema()[3] != (255, 255):
+        return output
+    image.convert("RGB").save(file := io.BytesIO(), "png", dpi=image.info.get("dpi"))
+    return {**output, "data": {**output["data"], "image/png": base64.b64encode(file.getvalue()).decode()}}
 
 
 def source(cell: dict[str, Any]) -> str:
@@ -88,6 +106,30 @@ class ChecksDirective(Directive):
 
     def run(self) -> list[nodes.Node]:
         return [Checks(records=json.loads("\n".join(self.content)))]
+
+
+class Rest(nodes.General, nodes.Element):
+    """From here to its end a section is folded."""
+
+
+class RestDirective(Directive):
+    def run(self) -> list[nodes.Node]:
+        return [Rest()]
+
+
+class Folds(SphinxPostTransform):
+    """The rest of a section, behind a line that says how many checks are in it."""
+
+    default_priority = 4
+
+    def run(self, **_: Any) -> None:
+        for node in list(self.document.findall(Rest)):
+            section = node.parent
+            held = sum(len(checks["records"]) for checks in section.findall(Checks))
+            told = f', <span aria-hidden="true">✓</span> {counted(held)}' if held else ""
+            summary = f'<details class="fold rest"><summary>The argument{told}</summary>'
+            node.replace_self(nodes.raw("", summary, format="html"))
+            section.append(nodes.raw("", "</details>", format="html"))
 
 
 class Numbers(SphinxPostTransform):
@@ -241,10 +283,13 @@ def without_thebe(app: Sphinx) -> None:
 def setup(app: Sphinx) -> dict[str, Any]:
     without_thebe(app)
     app.add_directive("checks", ChecksDirective)
+    app.add_directive("rest", RestDirective)
     app.add_node(Checks)
+    app.add_node(Rest)
     app.add_node(HideCodeCellNode, override=True, html=(open_fold, close_fold))
     latex = (visit_proof_node, visit_proof_node)  # both do nothing
     app.add_node(proof_node, override=True, html=(open_proof, close_proof), latex=latex)
+    app.add_post_transform(Folds)
     app.add_post_transform(ChecksLine)
     app.add_post_transform(Numbers)
     app.connect("source-read", read)

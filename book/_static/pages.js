@@ -1,4 +1,5 @@
-// What is wider than its column, a formula, a table or code, can be scrolled with the keyboard.
+// What is wider than its column, a formula, a table or code, can be scrolled with the keyboard; a link to what is
+// folded opens the fold.
 (() => {
   const wide = "div.math, pre, .pst-scrollable-table-container, mjx-container, .cell_output, .output";
   const mark = () =>
@@ -17,13 +18,30 @@
       icon.setAttribute("aria-hidden", "true");
     });
   };
+  // every fold around what the address points at, or below the heading that it points at
+  const unfold = () => {
+    const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    if (!target) return;
+    const heads = target.matches("section") || target.parentElement.matches("section");
+    const below = heads && target.closest("section").querySelector(":scope > details.rest");
+    if (below) below.open = true;
+    for (let box = target; box; box = box.parentElement) {
+      if (box.matches("details")) box.open = true;
+      if (box !== target && box.matches(".toggle-hidden")) box.querySelector(".toggle-button").click();
+    }
+    target.scrollIntoView();
+  };
   const start = () => {
     oneName(); // and again where the icons are drawn late
     const late = new MutationObserver(oneName);
     document.querySelectorAll(".theme-switch-button").forEach((button) => late.observe(button, { childList: true }));
-    (window.MathJax?.startup?.promise ?? Promise.resolve()).then(mark);
+    (window.MathJax?.startup?.promise ?? Promise.resolve()).then(mark).then(unfold);
   };
   window.addEventListener("load", start);
+  window.addEventListener("hashchange", unfold);
+  document.addEventListener("click", (event) => { // the same link once more changes nothing in the address
+    if (event.target.closest("a[href*='#']")?.href === location.href) unfold();
+  });
   window.addEventListener("resize", mark);
   document.addEventListener("toggle", mark, true);
 })();

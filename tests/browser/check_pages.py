@@ -3,8 +3,9 @@
     python tests/browser/check_pages.py [_build/html]
 
 Exits 1 with one line for each fault: a console error, a request that fails or leaves the site, a formula
-left as LaTeX, a link or an anchor that leads nowhere, a page that is too long or too heavy, something wider
-than the page, a serious finding of axe in light or in dark, a search that misses. Exits 2 without a Chromium.
+left as LaTeX, a link or an anchor that leads nowhere, a fold that a link does not open, a page that is too
+long or too heavy, something wider than the page, a serious finding of axe in light or in dark with all folds
+open, a search that misses. Exits 2 without a Chromium.
 """
 
 import argparse
@@ -38,13 +39,7 @@ QUIET += ["--remote-debugging-port=0", "--remote-allow-origins=*"]
 TALLEST, HEAVIEST = 15_000, 1_500_000  # pixels at 1440; bytes of a page and its own pictures
 
 # Pages whose text is still being shortened; one that is neither too tall nor too heavy must leave this list.
-LONG = {
-    "book/10_network_and_training.html",
-    "book/11_generation.html",
-    "book/12_results.html",
-    "book/appendix_b_discrepancies.html",
-    "book/appendix_c_ledger.html",
-}
+LONG: set[str] = set()
 
 # What a page says about itself once its mathematics is set.
 PROBE = r"""(async () => {
@@ -76,6 +71,27 @@ PROBE = r"""(async () => {
     ids: [...document.querySelectorAll("[id]")].map((e) => e.id),
     links: [...document.querySelectorAll("a[href]")].map((e) => e.href),
   });
+})()"""
+
+# Places in folds, and headings whose sections are folded: each is gone to, and has to be open then. At the
+# end all folds are. (A browser refuses more than 200 changes of the address in ten seconds.)
+FOLDS = r"""(async () => {
+  const seen = (e) => e.checkVisibility({opacityProperty: true, visibilityProperty: true});
+  const article = document.querySelector(".bd-article") ?? document.body;
+  const inside = [...article.querySelectorAll(":is(details, .toggle-hidden) [id]")].filter((e) => !seen(e)
+    && !e.closest("svg, mjx-container, summary, button") && !/^(codecell|toggle|mjx)/.test(e.id));
+  const heads = [...article.querySelectorAll("section[id] > details.rest")];
+  const places = [...heads.map((e) => [e.parentElement.id, () => e.open]),
+    ...inside.map((e) => [e.id, () => seen(e)])];
+  const lost = [];
+  for (const [id, shown] of places.slice(0, 100)) {
+    const changed = new Promise((done) => addEventListener("hashchange", done, {once: true}));
+    location.hash = id;
+    await changed;
+    if (!shown()) lost.push(id);
+  }
+  article.querySelectorAll("details").forEach((e) => { e.open = true; });
+  return JSON.stringify([places.map(([id]) => id), lost]);
 })()"""
 
 # Formulas are thousands of elements without a role; in the dark only colours differ.
@@ -111,7 +127,7 @@ class Browser:
         address = f"http://127.0.0.1:{port.read_text().split()[0]}/json"
         tabs = json.load(urllib.request.urlopen(address))
         tab = next(t for t in tabs if t["type"] == "page")
-        self.socket = websocket.create_connection(tab["webSocketDebuggerUrl"], timeout=120)
+        self.socket = websocket.create_connection(tab["webSocketDebuggerUrl"], timeout=600)
         self.events: list[dict[str, Any]] = []
         self.count = 0
         for domain in ["Page", "Runtime", "Network", "Log"]:
@@ -250,7 +266,7 @@ def check(html: Path, program: str, overflow: bool, shots: Path | None, only: st
     origin = f"http://127.0.0.1:{server.server_address[1]}"
     names = sorted(str(f.relative_to(html)) for f in [*html.glob("*.html"), *html.glob("book/*.html")])
     names = [n for n in names if n != "search.html" and only in n]
-    browser, faults, pages = Browser(program), [], {}
+    browser, faults, pages, some_fold = Browser(program), [], {}, []
     axe = AXE.read_text()
     try:
         for name in names:
@@ -259,13 +275,18 @@ def check(html: Path, program: str, overflow: bool, shots: Path | None, only: st
             own = [*faults_of_loading(browser.events, origin), *faults_of_page(page)]
             bytes_ = weight(browser.events)
             own += faults_of_size(name, page["height"], bytes_)
-            browser.resize(390)
-            if (wide := browser.evaluate("document.documentElement.scrollWidth - innerWidth")) > 0:
-                own.append(f"scrolls sideways by {wide} pixels at a width of 390")
             for width, theme in [(1280, "light"), (390, "light"), (1280, "dark")] if shots else []:
                 browser.resize(width, 2400 if width > 400 else 1600)
                 browser.evaluate(f"document.documentElement.dataset.theme = '{theme}'")
                 browser.screenshot(shots / f"{name.replace('/', '-')[:-5]}-{width}-{theme}.png")
+            browser.resize(390)
+            folded, lost = browser.evaluate(FOLDS)  # from here on all is open
+            own += [f"a link to {anchor} does not open the fold that it is in" for anchor in lost]
+            some_fold = some_fold or [f"{name}#{anchor}" for anchor in folded[:1]]
+            opened = browser.evaluate(PROBE)
+            if opened["width"] > 0:
+                own.append(f"scrolls sideways by {opened['width']} pixels at a width of 390")
+            own += [f"opened at 390, {fault}" for fault in faults_of_page({**opened, "width": 0})]
             browser.resize(1440)
             browser.evaluate(axe + ";0")
             for theme in ["light", "dark"]:
@@ -279,6 +300,14 @@ def check(html: Path, program: str, overflow: bool, shots: Path | None, only: st
             faults += [f"{name}: {fault}" for fault in own]
             print(*(f"    {fault}" for fault in own), sep="\n", end="\n" * bool(own), flush=True)
         whole = [] if only else list(faults_of_links(pages, origin, html))
+        for address in some_fold:
+            browser.open(f"{origin}/{address}")
+            browser.evaluate(PROBE)
+            place = "document.getElementById(location.hash.slice(1))"
+            if not browser.evaluate(
+                f"{place}.querySelector('details.rest')?.open ?? {place}.checkVisibility()"
+            ):
+                whole.append(f"{address}, opened, does not open the fold")
         if not only and not any("06_" in a for a in found_by_search(browser, origin, "posterior")):
             whole.append('search.html: "posterior" does not find chapter 6')
         some = next((n for n in names if "06_" in n), names[0])
