@@ -126,12 +126,12 @@ def _find(name: str) -> Path:
     """The folder of a checkpoint: here, among those that are shipped, or from the hub; ValueError if none."""
     here = Path(name).expanduser()
     for folder in (here, *(s / name for s in SHIPPED)):
-        if (folder / "model.json").is_file():
+        if name and (folder / "model.json").is_file():
             return folder
     if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) and not here.parent.exists():
         return _download(name)
     known = sorted({p.parent.name for s in SHIPPED for p in s.glob("*/model.json")})
-    got = f"a folder without one, {name!r}" if here.is_dir() else repr(name)
+    got = f"a folder without one, {name!r}" if name and here.is_dir() else repr(name)
     raise ValueError(f"expected one of {known}, a folder with model.json or a hub id, got {got}")
 
 

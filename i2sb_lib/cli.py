@@ -34,8 +34,9 @@ from i2sb_lib.images import is_run, save_image, to_float
 from i2sb_lib.pairs import load_pairs
 from i2sb_lib.samplers import Sampler
 
-Source = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+Source = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
 Target = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")]
+More = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[MORE ...]")]
 
 
 def _noise(seed: int, name: str = "") -> torch.Generator:
@@ -68,10 +69,11 @@ def _training(model: Pretrained) -> dict[str, Any]:
 
 @dataclass
 class Restore:
-    """Restore an image, or every image of a folder."""
+    """Restore an image, every image of a folder, or several of both: i2sb restore A B C FOLDER."""
 
     source: Source  # image or folder
     target: Target  # image or folder to write; with a slash behind it, a folder
+    more: More = ()  # of several sources all but the first, and last of all the folder to write
     checkpoint: str = DEFAULT  # a shipped model, a run's folder or a hub id
     nfe: int = 10  # network calls
     sampler: Sampler = "sde"  # sde is sharpest, ode has the smallest error
@@ -85,7 +87,7 @@ class Restore:
     def run(self) -> None:
         model = _load(self.checkpoint, self.device)
         degrade = create_pair_maker(_training(model)) if self.degrade else None
-        model.denoiser.bridge.schedule.grid(self.nfe, self.power)  # refused before an image is read
+        model.grid(self.nfe, self.power, self.consistency)  # refused before an image is read
 
         def work(x: Tensor, names: list[str]) -> Tensor:
             x1 = _degrade(degrade, x, names, self.seed) if degrade else x
@@ -95,15 +97,17 @@ class Restore:
             x0_hat = model.restore(x1, self.nfe, self.sampler, seeds, progress=slow, **how)
             return torch.cat([x1, x0_hat], dim=-1) if degrade else x0_hat
 
-        each_image(self.source, self.target, work, model.denoiser.config.channels)
+        *sources, target = self.source, self.target, *self.more
+        each_image(sources, target, work, model.denoiser.config.channels)
 
 
 @dataclass
 class Degrade:
-    """Degrade an image, or every image of a folder."""
+    """Degrade an image, every image of a folder, or several of both: i2sb degrade A B C FOLDER."""
 
     source: Source  # image or folder
     target: Target  # image or folder to write; with a slash behind it, a folder
+    more: More = ()  # of several sources all but the first, and last of all the folder to write
     name: str = "blur-gauss"  # which degradation: see i2sb_lib.degradations
     # its options, such as kernel_size 7 sigma 2
     options: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -112,7 +116,8 @@ class Degrade:
 
     def run(self) -> None:
         degrade = create_degradation(self.name, noise=self.noise, quantise=True, **self.options)
-        each_image(self.source, self.target, lambda x, names: _degrade(degrade, x, names, self.seed))
+        *sources, target = self.source, self.target, *self.more
+        each_image(sources, target, lambda x, names: _degrade(degrade, x, names, self.seed))
 
 
 @dataclass
@@ -145,8 +150,12 @@ class Evaluate:
         calls = ((1,) if alone else (1, 10)) if self.nfe is None else self.nfe
         if min(calls, default=0) < 1 or (alone and set(calls) != {1}):
             raise ValueError(f"expected nfe of {'1: a regression' if alone else 'at least 1'}, got {calls}")
+        for n in calls:
+            model.grid(n, self.power, self.consistency)
         degrade = None if self.degraded else create_pair_maker(training)
         if self.out is not None:
+            if not self.out:
+                raise ValueError("expected a folder for the record, got an empty name")
             out = Path(self.out)
             found = [n for n in ("restored.png", "metrics.json", "history.json") if (out / n).exists()]
             if found and not is_run(out):

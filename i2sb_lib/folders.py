@@ -1,11 +1,12 @@
-"""One image, or each of a folder: read, worked on in batches of one size, written where nothing is lost."""
+"""Images, alone or in folders: read, worked on in batches of one size, written where nothing is lost."""
 
 import contextlib
 import math
 import os
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -48,47 +49,65 @@ def _within(inner: Path, outer: Path) -> bool:
     return outer.exists() and any(p.exists() and p.samefile(outer) for p in (whole, *whole.parents))
 
 
-def plan(source: Path, target: str) -> list[Job]:
-    """(image, its name in the source, where its result goes) of an image, or of each image of a folder.
+def _images(source: Path, exclude: Path) -> list[Path]:
+    """The image that a source is, or those of a folder and not of `exclude`; ValueError where it has none."""
+    if not source.is_dir():
+        return [source]
+    files, skipped = list_images(source, exclude if _within(exclude, source) else None)
+    if skipped:
+        print(f"i2sb: {source}: skipped {tally(skipped)}", file=sys.stderr)
+    if not files:
+        raise ValueError(f"{source}: expected images ({', '.join(SUFFIXES)}), got none")
+    return files
 
-    A target is a folder where it is one, ends in a slash or has no suffix. A result goes by its image's
-    name, with .png behind it where that is no suffix that can be written. What was skipped is said on
-    stderr. Raises ValueError where there is no image, where the target cannot be, and where a result would
-    fall on a source, or, for a target around or inside the source, on anything that is there.
+
+def plan(sources: Sequence[str | Path], target: str) -> list[Job]:
+    """(image, its name in its source, where its result goes) of each source: an image, or all of a folder.
+
+    A target is a folder where it is one, ends in a slash or has no suffix; of several sources it has to be
+    one. A result goes by its image's name, with .png behind it where that is no suffix that can be written;
+    beside other sources a folder's results go to a folder of its name. What was skipped is said on stderr.
+    Raises ValueError where there is no image, where the target cannot be, where two results would have one
+    name, and where a result would fall on a source, or, for a target around or inside a source, on anything
+    that is there.
     """
-    if not source.exists():
-        raise ValueError(f"expected an image or a folder at {source}, got nothing there")
-    if not target:  # a shell's variable that is not set
-        raise ValueError("expected a folder or an image as the target, got an empty name")
-    place, single, kinds, files = Path(target), not source.is_dir(), ", ".join(SUFFIXES), [source]
+    for name, what in [*((s, "source") for s in sources), (target, "target")]:
+        if not str(name):  # a shell's variable that is not set
+            raise ValueError(f"expected an image or a folder as the {what}, got an empty name")
+    place, paths = Path(target), [Path(s) for s in sources]
+    for source in paths:
+        if not source.exists():
+            raise ValueError(f"expected an image or a folder at {source}, got nothing there")
+    single = len(paths) == 1 and not paths[0].is_dir()
     named = place.suffix.lower() in SUFFIXES
     new = not place.exists() and not named and not (single and place.suffix)
     folder = place.is_dir() or target.endswith(("/", os.sep)) or new
     if not folder and not (single and named):
-        what = f"a folder or an image ({kinds})" if single else "a folder"
+        what = f"a folder or an image ({', '.join(SUFFIXES)})" if single else "a folder"
         raise ValueError(f"expected {what} as the target, got {target}")
-    inside, around = not single and _within(place, source), _within(source, place)
-    if not single:
-        files, skipped = list_images(source, place if inside else None)
-        if skipped:
-            print(f"i2sb: {source}: skipped {tally(skipped)}", file=sys.stderr)
-    if not files:
-        raise ValueError(f"{source}: expected images ({kinds}), got none")
-    originals, jobs = {_key(f) for f in files if f.exists()}, []
-    for file in files:
-        name = file.name if single else file.relative_to(source).as_posix()
-        plain = name if file.suffix.lower() in SUFFIXES else f"{name}.png"
-        out = place / plain if folder else place
-        if out.exists() and (inside or around or _key(out) in originals):
-            raise ValueError(f"expected a target that overwrites nothing of the source, got {out} there")
-        jobs.append(Job(file, name, out))
-    if inside and place.is_dir() and not place.samefile(source) and list_images(place)[0]:
-        raise ValueError(f"expected a target without images of its own inside the source, got {place}")
+    found = [(source, _images(source, place)) for source in paths]
+    originals, jobs = {_key(f) for _, files in found for f in files if f.exists()}, list[Job]()
+    near = any(_within(source, place) or (source.is_dir() and _within(place, source)) for source in paths)
+    for source, files in found:
+        own = Path(os.path.abspath(source)).name if source.is_dir() and len(paths) > 1 else ""
+        for file in files:
+            name = file.relative_to(source).as_posix() if source.is_dir() else file.name
+            plain = name if file.suffix.lower() in SUFFIXES else f"{name}.png"
+            out = place / own / plain if folder else place
+            if out.exists() and (near or _key(out) in originals):
+                raise ValueError(f"expected a target that overwrites nothing of the source, got {out} there")
+            jobs.append(Job(file, name, out))
+        inside = source.is_dir() and place.is_dir() and _within(place, source)
+        if inside and not place.samefile(source) and list_images(place)[0]:
+            raise ValueError(f"expected a target without images of its own inside the source, got {place}")
+    out, count = Counter(job.out for job in jobs).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"expected a file for each image, got {out} for {count} images")
     return jobs
 
 
 @contextlib.contextmanager
-def _noted(failed: list[tuple[Path, str]], file: Path) -> Iterator[None]:
+def _noted(failed: list[tuple[Path | str, str]], file: Path) -> Iterator[None]:
     """Note what fails inside as this file's failure and go on; a fault of the program goes through."""
     try:
         yield
@@ -98,15 +117,15 @@ def _noted(failed: list[tuple[Path, str]], file: Path) -> Iterator[None]:
         failed.append((file, why.removeprefix(f"{file}: ")))
 
 
-def each_image(source: Path, target: str, work: Work, channels: int = 3) -> None:
-    """Run `work` on one image or on every image of a folder, and write the results as `plan` says.
+def each_image(sources: Sequence[str | Path], target: str, work: Work, channels: int = 3) -> None:
+    """Run `work` on each source, an image or every image of a folder, and write the results as `plan` says.
 
     work: (images (B, C, H, W) in [-1, 1] of one size, their names) -> results (B, C, H', W'); a batch has
     at most GROUP pixels, or one image. The path of each result is printed when the file is whole. One
     image's failure leaves the others: ValueError tells the first at the end, stderr the rest; what all
     fail by is told once. Ctrl-C says on stderr how many were written before it.
     """
-    jobs, failed, written = plan(source, target), list[tuple[Path, str]](), set[tuple[int, int]]()
+    jobs, failed, written = plan(sources, target), list[tuple[Path | str, str]](), set[tuple[int, int]]()
     groups: dict[tuple[int, ...], list[tuple[Job, Tensor]]] = {}
     check_writable(jobs[0].out.parent)
 
@@ -144,7 +163,7 @@ def each_image(source: Path, target: str, work: Work, channels: int = 3) -> None
         )
         raise
     if len(failed) == len(jobs) and len({why for _, why in failed}) == 1:
-        failed = [(source, failed[0][1])]
+        failed = [(str(sources[0]) if len(sources) == 1 else f"{len(sources)} sources", failed[0][1])]
     first, *others = [f"{file}: {why}" for file, why in failed] or [""]
     for line in others:
         print(f"i2sb: {line}", file=sys.stderr)

@@ -93,6 +93,17 @@ class Restorer(nn.Module):
                 said = f"restore: {kind} was made for: they may come out worse than they went in"
                 warnings.warn(said, stacklevel=4)
 
+    def grid(self, nfe: int, power: float = 1.0, consistency: float = 0.0) -> Tensor:
+        """The times (nfe + 1,) of a walk, see `Schedule.grid`; ValueError for what cannot be."""
+        if not 0 <= consistency < float("inf"):
+            raise ValueError(f"expected a finite consistency of at least 0, got {consistency}")
+        if consistency and not isinstance(self.denoiser.operator, Separable):
+            blur = self.denoiser.operator or self.denoiser.config.degradation
+            raise ValueError(f"consistency needs a separable blur, got {blur}")
+        if self.denoiser.config.process == "regression" and nfe != 1:
+            raise ValueError(f"a regression restores in one network call, got nfe={nfe}")
+        return self.denoiser.bridge.schedule.grid(nfe, power)
+
     @torch.no_grad()
     def restore(
         self,
@@ -121,13 +132,9 @@ class Restorer(nn.Module):
         blended at each step. The work is done on the model's device, in bfloat16 where it has that, and
         the result is on x1's. Raises ValueError for other input, and MemoryError.
         """
-        if not 0 <= consistency < float("inf"):
-            raise ValueError(f"expected a finite consistency of at least 0, got {consistency}")
         if batch_size is not None and not (type(batch_size) is int and batch_size >= 1):
             raise ValueError(f"expected a whole batch_size of at least 1, got {batch_size}")
-        if self.denoiser.config.process == "regression" and nfe != 1:
-            raise ValueError(f"a regression restores in one network call, got nfe={nfe}")
-        times = self.denoiser.bridge.schedule.grid(nfe, power)
+        times = self.grid(nfe, power, consistency)
         walk = partial(self._walk, sampler=sampler, times=times, consistency=consistency)
         walk = partial(walk, batch_size=batch_size, progress=progress)
         if isinstance(x1, Tensor):
@@ -174,6 +181,8 @@ class Restorer(nn.Module):
 
         def restored(part: Tensor, drawn: list[torch.Generator]) -> Tensor:
             y, g = _mirror(part, *padded), _mirror(self.denoiser.guess(_mirror(part, *whole)), *padded)
+            if not bar.n:
+                bar.unpause()  # the estimate is of the calls, and the first guess may take minutes
 
             def denoise(xt: Tensor, t: Tensor) -> Tensor:
                 def call(*seen: Tensor) -> Tensor:

@@ -37,6 +37,8 @@ def open_source(source: str, split: str | None) -> tuple[list[Path], Pictures]:
 
     Raises ValueError where there is no such source, or no such split of it.
     """
+    if not source:  # a shell's variable that is not set; Path would take the current folder
+        raise ValueError("expected a source of images, got an empty name")
     source, column = split_column(source)
     path, kind = Path(source), Path(source).suffix.lower()
     here = path.exists() or ("/" in source and path.parent.is_dir())

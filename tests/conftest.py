@@ -17,6 +17,9 @@ from PIL import Image
 from i2sb_lib.config import TrainConfig
 
 ROOT = Path(__file__).parent.parent
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores, and threads would wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 SHARED = ROOT.parent / "shared" / "data"
 WEIGHTS = {"lpips": "alexnet-owt-*.pth", "fid": "weights-inception-*.pth"}
 

@@ -15,7 +15,7 @@ from conftest import ROOT, photograph
 from PIL import Image
 
 import i2sb_lib
-from i2sb_lib import cli
+from i2sb_lib import cli, folders
 from i2sb_lib.checkpoints import Pretrained, load_pretrained
 from i2sb_lib.cli import COMMANDS, main
 from i2sb_lib.config import PRESETS, TrainConfig, config_hash
@@ -190,6 +190,44 @@ def test_the_time_grid_and_consistency_reach_the_restoration(tmp_path, run_folde
         main([*base, "--nfe", "3", *more])
         out.append((tmp_path / "b.png").read_bytes())
     assert len(set(out)) == 3
+
+
+def test_a_walk_that_cannot_be_is_refused_before_an_image_is_read(tmp_path, run_folder, monkeypatch):
+    photograph(0).save(tmp_path / "a.png")
+    monkeypatch.setattr(folders, "open_image", lambda *a: pytest.fail("an image was opened"))
+    monkeypatch.setattr(cli, "load_images", lambda *a, **k: pytest.fail("images were read"))
+    shutil.copytree(run_folder, tmp_path / "jpeg")
+    content = json.loads((run_folder / "model.json").read_text())
+    content["model"]["degradation"] = "jpeg"
+    (tmp_path / "jpeg" / "model.json").write_text(json.dumps(content))
+    for base in (("restore", tmp_path / "a.png", tmp_path / "b.png"), ("evaluate", "--nfe", "2")):
+        ours = (*base, "--checkpoint", run_folder)
+        for weight in ("-1.0", "nan", "inf"):
+            said = message_of(*ours, "--consistency", weight)
+            assert f"finite consistency of at least 0, got {weight}" in said
+        assert "power" in message_of(*ours, "--power", "0")
+        jpeg = ("--checkpoint", tmp_path / "jpeg", "--consistency", "1")
+        assert "consistency needs a separable blur, got" in message_of(*base, *jpeg)
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["train --data", "train --out", "evaluate --data", "evaluate --out", "evaluate --checkpoint", "info"],
+)
+def test_an_empty_name_is_refused(command, run_folder, photos, tmp_path, monkeypatch, capsys):
+    """A shell's variable that is not set; to Path it is the current folder, here a run among photographs."""
+    shutil.copytree(run_folder, tmp_path / "here")
+    photograph(0).save(tmp_path / "here" / "a.png")
+    monkeypatch.chdir(tmp_path / "here")
+    before = {f: f.read_bytes() for f in Path().iterdir()}
+    name, *flags = command.split()
+    rest = {"--data": photos, "--checkpoint": run_folder} if name == "evaluate" else {}
+    rest = [str(part) for flag, value in rest.items() if flag not in flags for part in (flag, value)]
+    with pytest.raises(SystemExit) as stop:
+        main([name, *rest, *flags, ""])
+    said = stop.value.code if isinstance(stop.value.code, str) else capsys.readouterr().err
+    assert any(words in " ".join(said.split()) for words in ("empty", "got ''"))
+    assert {f: f.read_bytes() for f in Path().iterdir()} == before
 
 
 def test_evaluate_refuses_before_it_works(run_folder, photos, tmp_path, capsys, monkeypatch):

@@ -259,7 +259,7 @@ def test_images_that_wait_for_others_of_their_size_are_bounded(tmp_path, monkeyp
         return x
 
     monkeypatch.setattr(folders, "open_image", counted)
-    folders.each_image(tmp_path / "in", f"{tmp_path / 'out'}", work)
+    folders.each_image([tmp_path / "in"], f"{tmp_path / 'out'}", work)
     assert batches[:3] == [3, 3, 3]
     assert sum(batches) == len(tree(tmp_path / "out")) == 18
     assert 2000 < most <= 2000 + 400
@@ -286,3 +286,65 @@ def test_a_target_that_cannot_be_written_is_one_sentence_before_any_image(tmp_pa
     assert "expected a folder that can be written to" in told(
         "degrade", tmp_path / "in", f"{tmp_path}/file/x/"
     )
+
+
+def test_several_sources_each_go_under_their_own_name(tmp_path, monkeypatch, capsys):
+    lay(tmp_path, "a.png", "b.JPG", "nest/x.png", "nest/deep/y.png", "other/x.png")
+    monkeypatch.chdir(tmp_path)
+    before = tree(tmp_path)
+    assert told("degrade", "a.png", "b.JPG", "nest/x.png", "out") == ""
+    assert set(tree(tmp_path / "out")) == {"a.png", "b.JPG", "x.png"}
+    assert told("degrade", "nest", "other", "a.png", "both/") == ""
+    assert set(tree(tmp_path / "both")) == {"nest/x.png", "nest/deep/y.png", "other/x.png", "a.png"}
+    assert told("degrade", "a.png", "b.JPG", "out") == ""  # once more is allowed there
+    assert told("degrade", "a.png", "--noise", "0.1", "nest/deep", "./other/.", "spread") == ""
+    assert set(tree(tmp_path / "spread")) == {"a.png", "deep/y.png", "other/x.png"}
+    main(["degrade", "nest/deep/y.png", "alone.png"])  # the noise of one alone is what it has among others
+    assert Path("alone.png").read_bytes() == Path("both/nest/deep/y.png").read_bytes()
+    assert {k: v for k, v in tree(tmp_path).items() if k in before} == before
+
+
+@pytest.mark.parametrize(
+    ("paths", "said"),
+    [
+        ("a.png b.png .", "overwrites nothing of the source"),
+        ("a.png nest out", "overwrites nothing of the source"),  # where out/nest is a link to nest
+        ("nest a.png nest", "overwrites nothing of the source"),
+        ("b.png nest/a.png there", "overwrites nothing of the source"),  # where there/b.png is a.png of nest
+        ("nest b.png nest/deep", "without images of its own inside the source"),
+        ("a.png b.png c.png", "expected a folder as the target, got c.png"),  # c.png is an original, too
+        ("a.png b.png new.png", "expected a folder as the target, got new.png"),
+        ("a.png nest/a.png new", "expected a file for each image, got new/a.png for 2 images"),
+        ("a.png a.png new", "expected a file for each image, got new/a.png for 2 images"),
+        ("nest other/nest new", "expected a file for each image, got new/nest/a.png for 2 images"),
+        ("a.png absent.png new", "at absent.png, got nothing there"),
+        ("a.png bare new", "bare: expected images"),
+    ],
+)
+def test_several_sources_are_refused_before_anything_is_lost(tmp_path, monkeypatch, paths, said):
+    lay(tmp_path, "a.png", "b.png", "c.png", "nest/a.png", "nest/deep/x.png", "other/nest/a.png")
+    for folder in ("out", "there", "bare"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "out" / "nest").symlink_to("../nest")
+    (tmp_path / "there" / "b.png").symlink_to("../nest/a.png")
+    monkeypatch.chdir(tmp_path)
+    before = tree(tmp_path)
+    assert said in told("degrade", *paths.split())
+    assert tree(tmp_path) == before
+
+
+def test_what_several_sources_all_fail_by_is_told_once(tmp_path, monkeypatch, capsys):
+    lay(tmp_path, "a.png", "b.png", "c.png")
+    monkeypatch.chdir(tmp_path)
+    said = told("degrade", "a.png", "b.png", "c.png", "out", "--options", "kernel_size", "55")
+    assert said.startswith("i2sb: 3 sources: expected sides of at least 28 pixels")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("paths", [("", "out"), ("a.png", "", "out"), ("a.png", ""), ("a.png", "a.png", "")])
+def test_an_empty_name_is_not_the_current_folder(tmp_path, monkeypatch, paths):
+    lay(tmp_path, "a.png")
+    monkeypatch.chdir(tmp_path)
+    what = "source" if "" in paths[:-1] else "target"
+    assert told("degrade", *paths) == f"i2sb: expected an image or a folder as the {what}, got an empty name"
+    assert set(tree(tmp_path)) == {"a.png"}

@@ -1,5 +1,6 @@
 """Pictures of any size, number and kind are restored, the same alone and in company, on any device."""
 
+import time
 import warnings
 from pathlib import Path
 
@@ -68,6 +69,16 @@ def local(monkeypatch) -> Pretrained:
     torch.manual_seed(1)
     model.denoiser.net = Nearby().requires_grad_(False)
     return model
+
+
+def test_an_estimate_of_the_time_left_is_of_the_calls_alone(model, x1, monkeypatch):
+    """The guess of a large picture takes minutes, once: in the first call it would count for each."""
+    bars, guess, made = [], model.denoiser.guess, restoration.progress_bar
+    monkeypatch.setattr(model.denoiser, "guess", lambda x: time.sleep(0.5) or guess(x))
+    monkeypatch.setattr(restoration, "progress_bar", lambda **how: bars.append(made(**how)) or bars[0])
+    model.restore(x1[:1], nfe=2, progress=True)
+    assert bars[0].n == 2
+    assert bars[0].format_dict["elapsed"] < 0.4
 
 
 @pytest.mark.parametrize("size", [(61, 47), (5, 5), (1, 1), (2, 30), (1, 24), (16, 16)])
