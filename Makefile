@@ -19,7 +19,9 @@ book: demo
 	$(RENDER)
 	@echo "The book: _build/html/index.html   Before and after: $(RUN)/restored.png"
 
-# a bridge learns to deblur photographs that ship inside scikit-image and scikit-learn
+# a bridge learns to deblur photographs that ship inside scikit-image and scikit-learn; on one thread, since
+# beside other programs two wait for each other at every layer, and take many times as long
+demo: export OMP_NUM_THREADS := 1
 demo: .venv/ready
 	@mkdir -p runs
 	@test -f $(RUN)/metrics.json || { \

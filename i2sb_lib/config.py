@@ -74,11 +74,12 @@ class TrainConfig(Design):
                 kind = choices or getattr(f.type, "__name__", None) or f.type
                 raise ValueError(f"expected {f.name} as {kind}, got {value!r}")
 
-        def expect(names: str, what: str, good: Callable[[float], bool]) -> None:
+        def expect(names: str, what: str, good: Callable[[Any], bool]) -> None:
             for name in names.split():
                 if (value := getattr(self, name)) is not None and not good(value):
-                    raise ValueError(f"expected {name} {what}, got {value}")
+                    raise ValueError(f"expected {name} {what}, got {value!r}")
 
+        expect("data out", "that is not empty", bool)
         sides = self.size if isinstance(self.size, tuple) else (self.size,)
         if len(sides) > 2 or not all(type(n) is int and n >= 1 for n in sides):
             raise ValueError(f"expected size of at least 1, or height and width, got {self.size}")
@@ -97,7 +98,7 @@ def _full(**changes: Any) -> TrainConfig:
 
 
 PRESETS = {
-    "embedded": TrainConfig(network="unet-tiny", steps=400, batch_size=16, lr=2e-3, warmup=20),
+    "embedded": TrainConfig(network="unet-tiny", steps=250, batch_size=16, lr=2e-3, warmup=20),
     "celeba64-deblur": _full(tikhonov=2e-4),
     "celeba64-deblur-blind": _full(),
     "celeba64-deblur-noisy": _full(noise=0.05, tikhonov=5e-2),
