@@ -75,9 +75,11 @@ def plan(sources: Sequence[str | Path], target: str) -> list[Job]:
         if not str(name):  # a shell's variable that is not set
             raise ValueError(f"expected an image or a folder as the {what}, got an empty name")
     place, paths = Path(target), [Path(s) for s in sources]
-    for source in paths:
+    if ".." in place.parts:  # new/../a.png is a.png, also while there is no new
+        place = place.resolve()
+    for name, source in zip(sources, paths, strict=True):
         if not source.exists():
-            raise ValueError(f"expected an image or a folder at {source}, got nothing there")
+            raise ValueError(f"expected an image or a folder at {name}, got nothing there")
     single = len(paths) == 1 and not paths[0].is_dir()
     named = place.suffix.lower() in SUFFIXES
     new = not place.exists() and not named and not (single and place.suffix)

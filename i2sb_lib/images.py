@@ -22,6 +22,7 @@ from i2sb_lib.files import atomic_write
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".tif", ".tiff", ".ppm")  # read and written
 FORMATS = ("PNG", "JPEG", "MPO", "BMP", "WEBP", "TIFF", "PPM", "GIF", "AVIF")  # by content, of one file
+MAX_BYTES = 2**30  # of a picture's file
 MAX_PIXELS = 2**27  # a hundred-megapixel camera's pictures; what claims more is not decoded
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by channels
 _OPAQUE = (".jpg", ".jpeg", ".jfif", ".bmp", ".ppm")  # files that hold no opacity
@@ -89,13 +90,18 @@ def open_image(file: Any, alpha: bool = False) -> Image.Image:
     """The picture in a file, given by path or open for reading, as `to_rgb` makes it.
 
     Of several in one file the first is taken, with a warning. Raises ValueError with the file's name
-    where it holds no picture of one of FORMATS, a damaged one, one of over MAX_PIXELS, or no known scale.
+    where it holds no picture of one of FORMATS, a damaged one, over MAX_BYTES or MAX_PIXELS, or no scale.
     """
     path = isinstance(file, str | os.PathLike)
     name = file if path else getattr(file, "name", "image")
     try:
         Image.init()
-        stream = io.BytesIO(Path(file).read_bytes()) if path else file
+        if path:
+            with Path(file).open("rb") as stream:  # which may be a device without an end
+                content = stream.read(MAX_BYTES + 1)
+            if len(content) > MAX_BYTES:
+                raise ValueError(f"over {MAX_BYTES} bytes")
+        stream = io.BytesIO(content) if path else file
         with Image.open(stream, formats=[f for f in FORMATS if f in Image.OPEN]) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels, of at most {MAX_PIXELS}")

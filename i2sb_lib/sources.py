@@ -17,10 +17,9 @@ from typing import Any
 from PIL import Image
 
 from i2sb_lib.faults import extra, first_line
-from i2sb_lib.images import SUFFIXES, is_hidden, list_images, open_image, tally, unreadable
+from i2sb_lib.images import MAX_BYTES, SUFFIXES, is_hidden, list_images, open_image, tally, unreadable
 
 HUB_REVISIONS = {"korexyz/celeba-hq-256x256": "42078a1fb27b6079eaab8cf453efd3d79a8b7bda"}
-MAX_BYTES = 2**30  # of a picture's file inside another
 
 Pictures = Iterable[tuple[str, Callable[..., Image.Image]]]  # a name, and what opens the picture (as RGBA)
 

@@ -10,7 +10,7 @@ import torch
 from conftest import photograph
 from PIL import Image
 
-from i2sb_lib import cli, folders
+from i2sb_lib import cli, folders, images
 from i2sb_lib.checkpoints import Pretrained
 from i2sb_lib.cli import main
 from i2sb_lib.images import to_tensor
@@ -47,6 +47,8 @@ def lay(folder: Path, *names: str) -> None:
         ("one.png", "ONE.PNG"),  # a second name of the same file, as where case does not count
         ("one.png", "here/"),  # a link to its folder
         ("alias.png", "one.png"),
+        ("one.png", "new/../one.png"),  # where there is no new
+        ("nest", "new/../nest"),
         ("blurred/a.png", "."),  # beside which another a.png stands
         ("nest", "nest"),
         ("nest", "nest/sub"),  # whose x.png is as original as the one above it
@@ -163,6 +165,11 @@ def test_what_fails_on_one_image_does_not_stop_a_folder(tmp_path, monkeypatch, e
     assert f"{tmp_path / 'in' / 'b.png'}: " in said
     assert "2 of 3 images were written" in said
     assert set(tree(tmp_path / "out")) == {"a.png", "c.png"}
+
+
+def test_a_source_without_an_end_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "MAX_BYTES", 2**16)
+    assert "over 65536 bytes" in told("degrade", "/dev/zero", f"{tmp_path}/")
 
 
 def test_what_all_images_fail_by_is_told_once(tmp_path, capsys):
