@@ -142,6 +142,9 @@ class Evaluate:
 
     def run(self) -> None:
         metrics, how = check_metrics(self.metrics), dict[str, Any]()
+        for name in ("out", "samplers", "metrics"):
+            if getattr(self, name) in ("", ()):
+                raise ValueError(f"expected something as {name}, got nothing")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"expected a limit of at least 1, got {self.limit}")
         model = _load(self.checkpoint, self.device)
@@ -154,8 +157,6 @@ class Evaluate:
             model.grid(n, self.power, self.consistency)
         degrade = None if self.degraded else create_pair_maker(training)
         if self.out is not None:
-            if not self.out:
-                raise ValueError("expected a folder for the record, got an empty name")
             out = Path(self.out)
             found = [n for n in ("restored.png", "metrics.json", "history.json") if (out / n).exists()]
             if found and not is_run(out):

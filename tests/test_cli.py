@@ -226,7 +226,7 @@ def test_an_empty_name_is_refused(command, run_folder, photos, tmp_path, monkeyp
     with pytest.raises(SystemExit) as stop:
         main([name, *rest, *flags, ""])
     said = stop.value.code if isinstance(stop.value.code, str) else capsys.readouterr().err
-    assert any(words in " ".join(said.split()) for words in ("empty", "got ''"))
+    assert any(words in " ".join(said.split()) for words in ("empty", "got ''", "got nothing"))
     assert {f: f.read_bytes() for f in Path().iterdir()} == before
 
 
@@ -235,6 +235,8 @@ def test_evaluate_refuses_before_it_works(run_folder, photos, tmp_path, capsys, 
     assert "nfe of at least 1, got (0,)" in message_of(*base, "--nfe", "0")
     assert "limit of at least 1" in message_of(*base, "--limit", "-1")
     assert "metrics among" in message_of(*base, "--metrics", "psnr", "beauty")
+    assert "something as metrics, got nothing" in message_of(*base, "--metrics")
+    assert "something as samplers, got nothing" in message_of(*base, "--samplers")
     assert not (tmp_path / "e").exists()
     assert "expected a folder" in message_of(*base)
     (tmp_path / "file").write_text("in the way")

@@ -121,7 +121,8 @@ def test_divergence_stops_with_a_sentence_and_keeps_the_last_good_state(tiny, un
 
 BAD = ["holdout 0", "eval_every 0", "batch_size -4", "steps -5", "clip 0.0", "tikhonov -1.0", "ema 2.0",
        "seed None", "lr float('nan')", "noise float('inf')", "steps 2.5", "size '64'", "minutes '5'",
-       "compile 'no'", "process 'gan'", "precision 'fp8'", "data None", "degradation_options 7"]  # fmt: skip
+       "compile 'no'", "process 'gan'", "precision 'fp8'", "data None", "degradation_options 7",
+       "seed 2**63"]  # fmt: skip
 
 
 @pytest.mark.parametrize("bad", BAD)
