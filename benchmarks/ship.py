@@ -61,7 +61,8 @@ of `i2sb_lib.denoiser`; symmetric schedule with σ₁ = {sigma:.3f}. The weights
 float16. It recommends {calls}.
 
 **Training.** {images:,} draws from {data}, damaged by `i2sb_lib.degradations.Mixture`, flipped at random; an
-image's error counts in terms of its own damage (`damage_floor` {floor:g}); started from `{init}`; AdamW, learning rate {lr:g}, {steps:,} steps of {batch}, seed {seed}; {minutes:.0f} minutes on `{device}`.
+image's error counts in terms of its own damage (`damage_floor` {floor:g}); started from `{init}`; AdamW,
+learning rate {lr:g}, {steps:,} steps of {batch}, seed {seed}; {minutes:.0f} minutes on `{device}`.
 `benchmarks/photos.py train` repeats it.{note}
 
 **Results.** On the {tested} test photographs of CelebA-HQ at 64×64, each with a damage of its own:
