@@ -75,7 +75,7 @@ class Restore:
     target: Target  # image or folder to write; with a slash behind it, a folder
     more: More = ()  # of several sources all but the first, and last of all the folder to write
     checkpoint: str = DEFAULT  # a shipped model, a run's folder or a hub id
-    nfe: int = 10  # network calls
+    nfe: int | None = None  # network calls; unless said as many as the model recommends
     sampler: Sampler = "sde"  # sde is sharpest, ode has the smallest error
     seed: int = 0  # of the sampler's noise, with each image's name
     power: float = 1.0  # of the time grid; 2 puts more of few calls near the clean end

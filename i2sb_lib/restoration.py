@@ -93,14 +93,17 @@ class Restorer(nn.Module):
                 said = f"restore: {kind} was made for: they may come out worse than they went in"
                 warnings.warn(said, stacklevel=4)
 
-    def grid(self, nfe: int, power: float = 1.0, consistency: float = 0.0) -> Tensor:
+    def grid(self, nfe: int | None = None, power: float = 1.0, consistency: float = 0.0) -> Tensor:
         """The times (nfe + 1,) of a walk, see `Schedule.grid`; ValueError for what cannot be."""
         if not 0 <= consistency < float("inf"):
             raise ValueError(f"expected a finite consistency of at least 0, got {consistency}")
         if consistency and not isinstance(self.denoiser.operator, Separable):
             blur = self.denoiser.operator or self.denoiser.config.degradation
             raise ValueError(f"consistency needs a separable blur, got {blur}")
-        if self.denoiser.config.process == "regression" and nfe != 1:
+        alone = self.denoiser.config.process == "regression"
+        if nfe is None:
+            nfe = 1 if alone else self.record.get("nfe", 10)
+        if alone and nfe != 1:
             raise ValueError(f"a regression restores in one network call, got nfe={nfe}")
         return self.denoiser.bridge.schedule.grid(nfe, power)
 
@@ -108,7 +111,7 @@ class Restorer(nn.Module):
     def restore(
         self,
         x1: Any,
-        nfe: int = 10,
+        nfe: int | None = None,
         sampler: Sampler = "sde",
         seed: int | Sequence[int] = 0,
         *,
@@ -121,15 +124,16 @@ class Restorer(nn.Module):
 
         x1: floats (B, C, H, W) in [-1, 1]; or a picture: one of Pillow's, uint8 (H, W[, C]), or the path of
         its file, which comes back as Pillow's; or a list of pictures of any sizes, or uint8 (B, H, W, C).
-        nfe: network calls. sampler: see `samplers.sample`; "sde" for the sharpest, one step or
-        "ode" for the smallest error. seed: of the sampler's noise, a whole number or one for each image; an
-        image's noise is that of its seed and position, alone or in any batch, on any device. power: of
-        the time grid, see `Schedule.grid`. consistency: weight lam of `Denoiser.consistent`, applied
-        after each call; 0: not at all. batch_size: images at a time; unless given as many as have the
-        pixels of 16 of 64 x 64 on a CPU, whose cache holds them, and of 64 elsewhere. progress: show
-        how far the work is. Sides that the network cannot take are continued by reflection, 16 pixels
-        at least, and cut back. Above 512 pixels the network sees overlapping windows, whose estimates are
-        blended at each step. The work is done on the model's device, in bfloat16 where it has that, and
+        nfe: network calls; unless given what the model's record recommends, or ten. sampler: see
+        `samplers.sample`; "sde" for the sharpest, one step or "ode" for the smallest error. seed: of
+        the sampler's noise, a whole number or one for each image; an image's noise is that of its
+        seed and position, alone or in any batch, on any device. power: of the time grid, see
+        `Schedule.grid`. consistency: weight lam of `Denoiser.consistent`, applied after each call; 0:
+        not at all. batch_size: images at a time; unless given as many as have the pixels of 16 of 64
+        x 64 on a CPU, whose cache holds them, and of 64 elsewhere. progress: show how far the work
+        is. Sides that the network cannot take are continued by reflection, 16 pixels at least, and
+        cut back. Above 512 pixels the network sees overlapping windows, whose estimates are blended
+        at each step. The work is done on the model's device, in bfloat16 where it has that, and
         the result is on x1's. Raises ValueError for other input, and MemoryError.
         """
         if batch_size is not None and not (type(batch_size) is int and batch_size >= 1):

@@ -357,6 +357,19 @@ def test_a_model_says_what_it_was_made_for():
     assert own.made_for == "damage of its own on pictures of its own"
 
 
+def test_unless_told_a_model_makes_the_calls_that_it_recommends():
+    own, x1 = build(), torch.rand(1, 3, 8, 8) * 2 - 1
+    for record, calls in (({}, 10), ({"nfe": 2}, 2)):
+        own.record = record
+        assert torch.equal(own.restore(x1), own.restore(x1, calls))
+    assert not torch.equal(own.restore(x1), own.restore(x1, 10))
+    alone = build(process="regression")
+    assert torch.equal(alone.restore(x1), alone.restore(x1, 1))
+    own.record = {"nfe": "many"}
+    with pytest.raises(ValueError, match="many"):
+        own.restore(x1)
+
+
 def test_a_model_in_one_line(model):
     for part in (model, model.denoiser, build(tikhonov=1e-3), build(cond_x1=False).denoiser):
         assert len(repr(part)) <= 240
