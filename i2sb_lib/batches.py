@@ -15,6 +15,7 @@ from i2sb_lib.config import TrainConfig, create_pair_maker, stream
 from i2sb_lib.degradations import Compose, Degradation, Noise, Quantise
 from i2sb_lib.images import check_images, to_float
 
+RESIDENT = 4 * 2**30
 _SEEDING = threading.RLock()  # one seeds inside another, too
 
 
@@ -76,35 +77,56 @@ def create_degrade(config: TrainConfig, own: Callable[..., Tensor] | None = None
 class Batches:
     """Training pairs by step: `batches(k)` is the same for the same images, config and k.
 
-    images: x0, uint8 (N, C, H, W). targets: their x1 of that form; where None, `degrade` makes x1.
+    images: x0, uint8 (N, C, H, W), in any memory, or mapped from a file: a step reads its own images alone.
+    targets: their x1 of that form; where None, `degrade` makes x1. places: positions of the images that
+    are used; all where None. device: where the work is done, and the images are kept if they have no more
+    than RESIDENT bytes; theirs where None.
     """
 
     def __init__(
-        self, images: Tensor, degrade: Degradation, config: TrainConfig, targets: Tensor | None = None
+        self,
+        images: Tensor,
+        degrade: Degradation,
+        config: TrainConfig,
+        targets: Tensor | None = None,
+        places: Tensor | None = None,
+        device: torch.device | None = None,
     ) -> None:
-        self.images, self.degrade, self.config, self.targets = images, degrade, config, targets
+        self.degrade, self.config, self.device = degrade, config, device or images.device
+        self.images, self.targets = self._near(images), None if targets is None else self._near(targets)
+        self.places = torch.arange(len(images)) if places is None else places
         self._orders: dict[int, Tensor] = {}
+
+    def _near(self, pixels: Tensor) -> Tensor:
+        return pixels.to(self.device) if pixels.nbytes <= RESIDENT else pixels
+
+    def _pixels(self, of: Tensor, indices: Tensor) -> Tensor:
+        return to_float(of[self.places[indices].to(of.device)].to(self.device))
+
+    def clean(self, indices: Tensor) -> Tensor:
+        """x0 of the images at `indices`."""
+        return self._pixels(self.images, indices)
 
     def start(self, x0: Tensor, indices: Tensor, generator: torch.Generator) -> Tensor:
         """x1 of the images at `indices`, whose x0 is given."""
-        return self.degrade(x0, generator) if self.targets is None else to_float(self.targets[indices])
+        return self.degrade(x0, generator) if self.targets is None else self._pixels(self.targets, indices)
 
     def indices(self, step: int) -> Tensor:
         """Positions of step's images: every epoch visits every image once, in a new order."""
-        n, size = len(self.images), self.config.batch_size
-        places = torch.arange(step * size, (step + 1) * size)
-        for epoch in {int(places[0]) // n, int(places[-1]) // n} - set(self._orders):
+        n, size = len(self.places), self.config.batch_size
+        at = torch.arange(step * size, (step + 1) * size)
+        for epoch in {int(at[0]) // n, int(at[-1]) // n} - set(self._orders):
             self._orders.pop(epoch - 2, None)
             order = torch.Generator().manual_seed(stream(self.config.seed, epoch))
             self._orders[epoch] = torch.randperm(n, generator=order)
-        return torch.stack([self._orders[k // n][k % n] for k in places.tolist()])
+        return torch.stack([self._orders[k // n][k % n] for k in at.tolist()])
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """x0, x1 (B, C, H, W), t (B,) in (0, 1] stratified over the batch, and the bridge's noise."""
-        device = self.images.device
+        device = self.device
         generator = torch.Generator(device).manual_seed(stream(self.config.seed, step))
-        indices = self.indices(step).to(device)
-        x0 = to_float(self.images[indices])
+        indices = self.indices(step)
+        x0 = self.clean(indices)
         size = len(x0)
         flip, u = torch.rand(2, size, generator=generator, device=device)
         flip = flip.reshape(-1, 1, 1, 1) < 0.5
@@ -120,4 +142,4 @@ class Batches:
     def dropout(self, step: int) -> contextlib.AbstractContextManager[None]:
         """In which step's forward pass runs: what its layers draw is from (seed, step) too."""
         seed = stream(self.config.seed, 2**31 + step)
-        return seeded(seed, self.images.device) if self.config.dropout else contextlib.nullcontext()
+        return seeded(seed, self.device) if self.config.dropout else contextlib.nullcontext()

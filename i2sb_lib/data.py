@@ -10,21 +10,20 @@ import contextlib
 import hashlib
 import os
 import random
+import uuid
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from i2sb_lib.faults import extra
-from i2sb_lib.files import atomic_write
 from i2sb_lib.images import to_rgb, to_tensor
+from i2sb_lib.pixels import mapped, spool
 from i2sb_lib.progress import progress as shown
 from i2sb_lib.sources import Pictures, open_source, split_column
 
@@ -153,9 +152,9 @@ def load_images(
     only split there is, else test, else validation ("embedded": test). size: one number, or height and
     width. crops: so many random crops of that size from each image, in place of its centre made small.
     Files are prepared once and, where it can be written, kept in `cache_dir()` under a hash of their
-    content; a cache file is complete or absent. skip_corrupt: leave out images that are damaged or too
-    small, with a warning that lists them, instead of one ValueError that does. Raises ValueError for no
-    images or no such split, too.
+    content; a cache file is complete or absent, and mapped into memory, which it may exceed. skip_corrupt:
+    leave out images that are damaged or too small, with a warning that lists them, instead of one ValueError
+    that does. Raises ValueError for no images or no such split, too.
     """
     how = Preparation(size, channels, crops, progress, skip_corrupt)
     if str(source) == "embedded":
@@ -173,44 +172,69 @@ def _rows(images: Pictures) -> Iterable[Row]:
 
 
 def prepared(source: str, rows: Iterable[Row], key: str | None, how: Preparation) -> list[Tensor]:
-    """The pixels of each row's pictures, stacked picture by picture, from the cache where they are there."""
+    """The pixels of each row's pictures, stacked picture by picture, from the cache where they are there.
+
+    They are mapped from a file, not read, unless there is no key or the cache cannot be written.
+    """
     cached = cache_dir() / f"{key}.safetensors"
     if key:
-        with contextlib.suppress(SafetensorError, OSError, KeyError):  # absent or damaged: it is made again
-            kept = load_file(cached)
-            return [kept[k] for k in ("images", "degraded") if k in kept or k == "images"]
+        with contextlib.suppress(OSError, ValueError, KeyError):  # absent or damaged: it is made again
+            return _split(mapped(cached))
     rows, count = (rows, len(rows)) if isinstance(rows, list) else (rows, None)
     alpha: dict[str, Any] = {"alpha": True} if how.channels == 4 and key else {}
-    pixels, bad = [], []
-    for name, openers in shown(rows, desc="preparing images", unit="image", show=how.progress, total=count):
-        try:
-            pictures = [open_it(**alpha) for open_it in openers]
-            pixels.append(_cuts(pictures, how.size, name, how.channels, how.crops))
-        except ValueError as error:
-            bad.append(str(error))
-        if len(bad) == 100 and not pixels:  # the source is another than was thought
-            break
-    if bad and not (how.skip_corrupt and pixels):
-        some = f"{source}: {len(bad)} of {len(bad) + len(pixels)} images cannot be used: " if bad[1:] else ""
-        raise ValueError(some + "; ".join(bad))
-    if not pixels:
-        height, width = sides(how.size)
-        raise ValueError(f"{source}: expected images of at least {height}x{width} pixels, got none")
-    stacked = [torch.cat(one) for one in zip(*pixels, strict=True)]
+    bad: list[str] = []
+
+    def parts() -> Iterator[Tensor]:
+        good = 0
+        for name, openers in shown(
+            rows, desc="preparing images", unit="image", show=how.progress, total=count
+        ):
+            try:
+                pictures = [open_it(**alpha) for open_it in openers]
+                cuts = _cuts(pictures, how.size, name, how.channels, how.crops)
+            except ValueError as error:
+                bad.append(str(error))
+                if len(bad) == 100 and not good:  # the source is another than was thought
+                    break
+                continue
+            good += 1
+            yield torch.stack(cuts, 1) if len(cuts) > 1 else cuts[0]
+        if bad and not (how.skip_corrupt and good):
+            some = f"{source}: {len(bad)} of {len(bad) + good} images cannot be used: " if bad[1:] else ""
+            raise ValueError(some + "; ".join(bad))
+        if not good:
+            height, width = sides(how.size)
+            raise ValueError(f"{source}: expected images of at least {height}x{width} pixels, got none")
+
+    if not key:
+        return _split(torch.cat(list(parts())))
+    partial = cached.with_name(f".{uuid.uuid4().hex}.tmp.safetensors")
+    try:
+        pixels, error = spool(parts(), partial)
+        if pixels is None and not bad:
+            os.replace(partial, cached)
+        pixels = mapped(partial if bad else cached) if pixels is None else pixels
+    finally:
+        with contextlib.suppress(OSError):  # never made, or moved
+            partial.unlink()
     if bad:
         warnings.warn(f"{source}: left out {len(bad)} images: {'; '.join(bad)}", stacklevel=3)
-    elif key:
-        content = dict(zip(("images", "degraded"), stacked, strict=False))
-        try:
-            atomic_write(cached, lambda path: save_file(content, path))
-        except (OSError, SafetensorError) as error:
-            reason = getattr(error, "strerror", None) or error
-            warnings.warn(f"{cached.parent}: cannot keep the prepared images there ({reason})", stacklevel=3)
-    return stacked
+    if error:
+        reason = error.strerror or error
+        warnings.warn(f"{cached.parent}: cannot keep the prepared images there ({reason})", stacklevel=3)
+    return _split(pixels)
 
 
-def fingerprint(images: Tensor) -> str:
-    """Short hash of a uint8 tensor's shape and pixels: which data a result was made with."""
-    digest = hashlib.sha256(str(tuple(images.shape)).encode())
-    digest.update(images.contiguous().cpu().numpy().tobytes())
+def _split(pixels: Tensor) -> list[Tensor]:
+    """Pictures (N, C, H, W), or scenes of several, (N, K, C, H, W), picture by picture."""
+    return [pixels] if pixels.ndim == 4 else list(pixels.unbind(1))
+
+
+def fingerprint(*parts: Tensor) -> str:
+    """Short hash of a uint8 tensor's shape and pixels, or of several of one shape: which data was used."""
+    shape = (*([len(parts)] if len(parts) > 1 else []), *parts[0].shape)
+    digest = hashlib.sha256(str(shape).encode())
+    for images in parts:
+        for some in images.split(256):  # which may be more than memory holds
+            digest.update(some.contiguous().cpu().numpy().data)
     return digest.hexdigest()[:16]

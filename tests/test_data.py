@@ -1,17 +1,24 @@
 """The tensor of a source: what is cut out of a picture, what is cached, and which pictures are bad."""
 
 import io
+import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import photograph
+from conftest import ROOT, photograph
 from PIL import Image
-from safetensors import SafetensorError
+from safetensors.torch import load_file
+from test_faults import limited_files
 
 from i2sb_lib import data
+from i2sb_lib import pixels as pixels_module
 from i2sb_lib.data import embedded_photographs, fingerprint, fit, load_images
 
 
@@ -122,28 +129,122 @@ class TestCache:
         with pytest.warns(UserWarning, match=r"cache: cannot keep .* there \(Not a directory\)"):
             assert len(load_images(photos, size=16)) == 24
         monkeypatch.setenv("I2SB_CACHE", str(tmp_path / "cache"))
-
-        def full(tensors, path):
-            path.write_bytes(b"half")
-            raise SafetensorError("No space left on device")
-
-        monkeypatch.setattr(data, "save_file", full)
-        with pytest.warns(UserWarning, match="No space left"):
-            assert len(load_images(photos, size=16)) == 24
-        assert not list((tmp_path / "cache").iterdir())
+        whole = load_images(photos, size=16, progress=False)
+        for room in (100, 10_000):  # for nothing at all, and for seven pictures of 24
+            monkeypatch.setenv("I2SB_CACHE", str(tmp_path / "full"))
+            limit = limited_files(room)
+            try:
+                with pytest.warns(UserWarning, match=r"full: cannot keep .* there \(File too large\)"):
+                    images = load_images(photos, size=16, progress=False)
+            finally:
+                limited_files(limit)
+            assert torch.equal(images, whole)
+            assert not list((tmp_path / "full").iterdir())
 
     def test_an_interruption_leaves_nothing_to_be_loaded(self, photos, decoded, monkeypatch, tmp_path):
-        def interrupted(tensors, path):
-            path.write_bytes(b"half a file")
-            raise KeyboardInterrupt
+        def interrupted(image, size, name, channels, fit=data.fit):
+            if len(decoded) == 5:
+                raise KeyboardInterrupt
+            return fit(image, size, name, channels)
 
         with monkeypatch.context() as patch:
-            patch.setattr(data, "save_file", interrupted)
+            patch.setattr(data, "fit", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 load_images(photos, size=16)
-        assert not list((tmp_path / "cache").glob("[!.]*.safetensors"))  # at most a stale .tmp
+        assert not list((tmp_path / "cache").iterdir())
         assert len(load_images(photos, size=16)) == 24
-        assert len(decoded) == 48
+        assert len(decoded) == 29
+
+
+def test_the_cache_is_safetensors_and_what_is_written_to_an_image_does_not_reach_it(
+    photos, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("I2SB_CACHE", str(tmp_path))
+    images = load_images(photos, size=16)
+    (file,) = tmp_path.iterdir()
+    assert torch.equal(load_file(file)["images"], images)
+    images[0] = 255 - images[0]
+    again = load_images(photos, size=16)
+    assert torch.equal(again, load_file(file)["images"])
+    assert not torch.equal(again, images)
+    assert fingerprint(again, images) == fingerprint(torch.stack([again, images]))
+
+
+def test_a_cache_of_more_bytes_than_the_machine_has_opens(tmp_path):
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    count = 4 * memory // (3 * 64 * 64)
+    size, path = count * 3 * 64 * 64, tmp_path / "x"
+    pixels_module.spool([torch.full((1, 3, 64, 64), 7, dtype=torch.uint8)], path)
+    about = {"dtype": "U8", "shape": [count, 3, 64, 64], "data_offsets": [0, size]}
+    with path.open("r+b") as file:  # a file of holes, but for its first picture
+        file.seek(8)
+        file.write(json.dumps({"images": about}).encode().ljust(pixels_module.HEAD - 8))
+        try:
+            file.truncate(pixels_module.HEAD + size)
+        except OSError as error:
+            pytest.skip(f"this disk has no files of holes: {error}")
+    images = pixels_module.mapped(path)
+    assert len(images) == count
+    assert [int(images[i].float().mean()) for i in (0, 1, count // 2, count - 1)] == [7, 0, 0, 0]
+
+
+STREAM = """
+import os, sys, threading, time
+import torch
+from i2sb_lib.batches import Batches
+from i2sb_lib.config import TrainConfig
+from i2sb_lib.data import load_images
+from i2sb_lib.degradations import create_degradation
+
+def anonymous():
+    status = open("/proc/self/status").read()
+    return int(status.split("RssAnon:")[1].split()[0]) * 1024
+
+def watch():
+    while True:
+        peak[0] = max(peak[0], anonymous())
+        time.sleep(0.002)
+
+torch.set_num_threads(1)
+config = TrainConfig(batch_size=4)
+degrade = create_degradation("none")
+import pyarrow.parquet
+before, peak = anonymous(), [0]
+threading.Thread(target=watch, daemon=True).start()
+images = load_images(sys.argv[1], size=256, progress=False)
+prepared = peak[0] - before
+seen = Batches(images, degrade, config, places=torch.arange(8, len(images)))
+steps = len(seen.places) // 4
+order = torch.cat([seen.indices(k) for k in range(steps)])
+level = [float(seen(k)[0].sum()) for k in range(steps)]
+print(images.nbytes, prepared, peak[0] - before, len(order.unique()), len(images), *level[:3])
+print(*Batches(images, degrade, config, places=torch.arange(8, len(images)))(2)[0].sum()[None].tolist())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_more_images_than_memory_holds_are_prepared_and_visited(tmp_path):
+    """142 MB of pixels of three shards: while prepared a sixth at most is in memory, with batches half."""
+    number = 0
+    for shard in range(3):
+        rows = []
+        for _ in range(240):
+            flat = Image.new("RGB", (256, 256), (number % 256, number // 256, 100))
+            rows.append({"bytes": png(flat), "path": None})
+            number += 1
+        pq.write_table(pa.table({"image": rows}), tmp_path / f"{shard}.parquet", row_group_size=60)
+    env = {**os.environ, "I2SB_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", STREAM, str(tmp_path)], env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    size, prepared, peak, visited, count, *level, again = map(float, done.stdout.split())
+    print(f"pixels {size:.3g} bytes, at most {prepared:.3g} more in memory while prepared, {peak:.3g} in all")
+    assert (count, visited) == (720, 712)
+    assert prepared < size / 6
+    assert peak < size / 2  # what the allocator keeps of batches varies
+    assert again == level[2]  # the third step of an epoch, alone
 
 
 def test_fingerprint_changes_with_one_pixel_and_with_the_shape():
