@@ -83,6 +83,16 @@ class Bridge:
         return bwd / total, fwd / total, (fwd * bwd / total).sqrt()
 
     @classmethod
+    def ot_ode(cls, schedule: Schedule) -> Bridge:
+        """I2SB without its noise, x_t = a_t x0 + b_t x1: every walk is the ode's.   [Liu 2023, Prop. 3.4]
+
+        Where x1 is shown to the network x0 = (x_t - b_t x1) / a_t can be read off for t < 1: what is left
+        to learn is the regression at t = 1.
+        """
+        a_b = cls(schedule)._i2sb
+        return cls(schedule, lambda t: (*a_b(t)[:2], torch.zeros_like(t)))
+
+    @classmethod
     def indi(cls, noise: float = 0.0) -> Bridge:
         """Inversion by direct iteration: x_t = (1 - t) x0 + t x1 + t noise eps."""
         return cls(Schedule.constant(), lambda t: (1 - t, t, noise * t))

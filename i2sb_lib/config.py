@@ -17,7 +17,7 @@ from i2sb_lib.degradations import DEGRADATIONS, Degradation, create_degradation
 from i2sb_lib.denoiser import CUSTOM, Design
 
 FREE_ON_RESUME = {"data", "out", "minutes", "steps", "save_every", "eval_every", "tensorboard", "progress"}
-FREE_ON_RESUME |= {"skip_corrupt", "degraded"}
+FREE_ON_RESUME |= {"skip_corrupt", "degraded", "accumulate", "device"}
 _TAKES: dict[Any, Any] = {
     float: float | int,
     float | None: float | int | None,
@@ -42,6 +42,7 @@ class TrainConfig(Design):
     init: str = ""  # checkpoint whose weights (and moments) the run starts from; "": random ones
     steps: int = 20_000  # optimiser steps in all; the learning rate falls to zero there
     batch_size: int = 64  # images a step, over all processes
+    accumulate: int = 1  # parts of each process's images, one at a time in memory: the same step
     lr: float = 5e-4  # largest learning rate
     warmup: int = 200  # steps of linear warm-up
     weight_decay: float = 0.01  # AdamW's
@@ -52,6 +53,7 @@ class TrainConfig(Design):
     ema: float = 0.999
     # auto: bf16 where the hardware has it, fp16 on older GPUs, float32 on other CPUs
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto: a GPU where there is one
     compile: bool = False  # torch.compile the network (pays on a GPU, not on a CPU)
     seed: int = 0  # of everything random
     holdout: int = 64  # training images set aside for the metrics along the way
@@ -86,7 +88,7 @@ class TrainConfig(Design):
             raise ValueError(f"expected size of at least 1, or height and width, got {self.size}")
         if self.degradation == CUSTOM and self.tikhonov:
             raise ValueError("expected a degradation with a name for tikhonov, got one of one's own")
-        expect("steps batch_size holdout save_every eval_every", "of at least 1", lambda v: v >= 1)
+        expect("steps batch_size accumulate holdout save_every eval_every", "of at least 1", lambda v: v >= 1)
         zero = "damage_floor noise tikhonov warmup weight_decay seed minutes crops"
         expect(zero, "of at least 0", lambda v: 0 <= v < math.inf)
         expect("lr clip beta_max", "above 0", lambda v: 0 < v < math.inf)

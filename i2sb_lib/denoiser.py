@@ -50,6 +50,7 @@ class Design:
     prediction: Prediction = "precond"  # what the network predicts: see i2sb_lib.denoiser
     beta_min: float = 0.1  # diffusion at both ends of the bridge
     beta_max: float = 0.3  # value that its ramp would reach at t = 1; both together set sigma_1
+    ot_ode: bool = False  # no noise on the bridge, neither in training nor in the walk
     dropout: float = 0.0  # probability of dropping a feature
     channels: int = 3  # of an image: 1 grey, 3 RGB, 4 RGB with opacity
     degradation: str = "blur-gauss"  # name of the degradation that makes x1 from x0; custom: one's own
@@ -107,7 +108,10 @@ class Denoiser(nn.Module):
             raise ValueError(f"expected moments of two unequal images, got {config.moments}")
         self.config = config
         schedule = Schedule.symmetric(beta_max=config.beta_max, beta_min=config.beta_min)
-        self.bridge = Bridge.diffusion() if diffusion else Bridge(schedule)
+        if config.ot_ode and config.process != "bridge":
+            raise ValueError(f"expected ot_ode with the process bridge, got it with {config.process}")
+        on_path = Bridge.ot_ode(schedule) if config.ot_ode else Bridge(schedule)
+        self.bridge = Bridge.diffusion() if diffusion else on_path
         # what made x1, without its noise; None where it is one's own, or has a name that is not known here
         self.operator: Degradation | None = None
         if config.degradation in DEGRADATIONS:

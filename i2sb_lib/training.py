@@ -69,7 +69,7 @@ class Trainer:
                 f"{self.out}: expected no contact_sheet.png there, which the run would replace"
             )
         saved = read_state(self.out / "state.pt", config) if resume else None
-        self.host = Processes(str(config.precision), config.batch_size)
+        self.host = Processes(str(config.precision), config.batch_size, config.accumulate, str(config.device))
         self.device = self.host.device
         self.degrade = degrade
         with seeded(config.seed, CPU):
@@ -88,13 +88,13 @@ class Trainer:
                 f"{config.data}: expected at least {config.holdout + config.batch_size} images "
                 f"(holdout + batch_size), got {len(images)}"
             )
-        self.fingerprint = fingerprint(images if targets is None else torch.stack([images, targets]))
+        self.fingerprint = fingerprint(images, *[] if targets is None else [targets])
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(config.seed))
-        images = images[order].to(self.device)
-        targets = None if targets is None else targets[order].to(self.device)
-        self.held, n = images[: config.holdout], config.holdout
-        self.checked = Batches(self.held, self.degrade, config, None if targets is None else targets[:n])
-        self.batches = Batches(images[n:], self.degrade, config, None if targets is None else targets[n:])
+        held, places = order[: config.holdout], order[config.holdout :]
+        some = None if targets is None else targets[held]
+        self.checked = Batches(images[held], self.degrade, config, some, device=self.device)
+        self.batches = Batches(images, self.degrade, config, targets, places, self.device)
+        self.held = self.checked.images
         with seeded(config.seed, CPU):
             self.model = self._build().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
@@ -118,8 +118,8 @@ class Trainer:
         config = self._model_config()
         if self.init:
             return start_from(self.init, config, self.net, self.host.main)
-        indices = torch.arange(min(512, len(self.batches.images)), device=self.device)
-        x0 = to_float(self.batches.images[indices])
+        indices = torch.arange(min(512, len(self.batches.places)))
+        x0 = self.batches.clean(indices)
         x1 = self.batches.start(x0, indices, torch.Generator(self.device).manual_seed(self.config.seed))
         moments = measure_moments(x0, Denoiser(config, self.net).guess(x1))
         return Denoiser(dataclasses.replace(config, moments=moments), self.net)
@@ -180,18 +180,17 @@ class Trainer:
 
     def optimise(self) -> None:
         """One step of Algorithm 1; its loss waits in `pending`, so that no device is waited for."""
-        batch = (v[self.host.share] for v in self.batches(self.step))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.step)
-        with self.batches.dropout(self.step), self.host.autocast():
-            loss = self.wrapped(*batch)
-        self.host.descend(loss, self.optimizer, self.config.clip)
+        batch = self.batches(self.step)
+        with self.batches.dropout(self.step):
+            loss = self.host.descend(self.wrapped, batch, self.optimizer, self.config.clip)
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             slow, fast = (list(m.parameters()) for m in (self.ema, self.model))
             torch._foreach_lerp_(slow, fast, 1 - decay)
         self.step += 1
-        self.pending.append(loss.detach())
+        self.pending.append(loss)
 
     def _mean_loss(self) -> float:
         """Mean of the pending losses over all processes; TrainingError where a loss or weight is bad."""
@@ -224,7 +223,7 @@ class Trainer:
         """PSNR (dB) of the held-out images at 1 and `nfe` steps, and a contact sheet of eight."""
         x0 = to_float(self.held)
         generator = torch.Generator(x0.device).manual_seed(self.config.seed)
-        x1 = self.checked.start(x0, torch.arange(len(x0), device=x0.device), generator)
+        x1 = self.checked.start(x0, torch.arange(len(x0)), generator)
         rows, result = [x0, x1], {"step": float(self.step)}
         for n in (1,) if self.config.process == "regression" else (1, nfe):
             with self.host.autocast():

@@ -233,6 +233,20 @@ def test_step_is_that_of_a_diffusion_once_x1_is_taken_away(name, s, t, eta):
     close(k1 + kt * b_t, b_s)
 
 
+@pytest.mark.parametrize("name", I2SB)
+def test_ot_ode_is_the_bridge_without_its_noise(name):
+    bridge, noisy = Bridge.ot_ode(I2SB[name].schedule), I2SB[name]
+    x0, x1, xt = torch.randn(3, 4, 2, dtype=F64)
+    grid = noisy.schedule.grid(7)
+    for s, t in zip(grid[1:], grid[:-1], strict=True):
+        mean, var = bridge.q_mean_var(t, x0, x1)
+        close(mean, noisy.q_mean_var(t, x0, x1)[0])
+        assert not var.any()
+        for eta in (0.0, 0.5, 1.0):
+            assert torch.equal(torch.stack(bridge.step(s, t, eta))[3], torch.zeros((), dtype=F64))
+        close(bridge.p_mean_var(s, t, x0, xt)[0], noisy.p_mean_var(s, t, x0, xt)[0])
+
+
 @pytest.mark.parametrize("sampler", ["sde", "dbim"])
 @pytest.mark.parametrize("name", ["symmetric", "brownian", "ddbm-vp"])
 def test_a_walk_that_is_shown_x1_is_a_diffusion_s(name, sampler):

@@ -11,6 +11,7 @@ from accelerate import PartialState
 from i2sb_lib import training
 from i2sb_lib.checkpoints import load_pretrained
 from i2sb_lib.config import PRESETS, TrainConfig, learning_rate
+from i2sb_lib.denoiser import Denoiser
 from i2sb_lib.images import to_float
 from i2sb_lib.training import Trainer, TrainingError, train
 
@@ -94,11 +95,64 @@ def test_two_processes_of_torchrun_compute_what_one_does(tiny, script, i2sb):
     one, two = changed(tiny, "one"), changed(tiny, "two")
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     process = i2sb(*flags(two), module=[*launch, script])
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=600)
     assert process.returncode == 0, said
     train(one)
     assert json.loads((Path(two.out) / "model.json").read_text())["record"]["processes"] == 2
     assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+
+
+def test_a_batch_in_parts_is_the_same_step(tiny, unbroken, monkeypatch):
+    monkeypatch.setattr(training, "LOG_EVERY", 1)
+    whole, parts = (changed(tiny, f"in-{n}", accumulate=n) for n in (1, 4))
+    sizes = []
+    loss = Denoiser.loss
+    monkeypatch.setattr(Denoiser, "loss", lambda self, *a: sizes.append(len(a[0])) or loss(self, *a))
+    train(whole), train(parts)
+    assert sizes == 9 * [4] + 36 * [1]
+    assert losses(parts) == pytest.approx(losses(whole), rel=1e-5)
+    with pytest.raises(
+        TrainingError, match=r"batch_size divisible by 3 \(processes times accumulate\), got 4"
+    ):
+        train(changed(tiny, "odd", accumulate=3))
+    with pytest.raises(TrainingError, match="expected a device that is here, got cuda, not cpu"):
+        train(changed(tiny, "gpu", device="cuda"))
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_any_number_of_processes_and_parts(tiny, script, i2sb):
+    """A step on two processes in two parts each, one on one in four, the others on two: as one alone."""
+    one, many = changed(tiny, "one"), changed(tiny, "many", minutes=0.0, accumulate=2)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+    def on_two(*args) -> None:
+        process = i2sb(*args, module=[*launch, script])
+        _, said = process.communicate(timeout=600)
+        assert process.returncode == 0, said
+
+    train(one)
+    on_two(*flags(many))
+    assert state(many)["step"] == 1
+    train(dataclasses.replace(many, accumulate=4), resume=True)
+    assert state(many)["step"] == 2
+    on_two("train", "--resume", "--out", many.out, "--minutes", "None", "--accumulate", "1")
+    assert losses(many) == pytest.approx(losses(one), rel=1e-5)
+    a, b = (torch.cat([v.flatten() for v in state(c)["ema"].values()]) for c in (one, many))
+    assert float((a - b).abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("cond_x1", [False, True])
+def test_without_noise_on_its_path_a_bridge_trains_and_walks_one_way(tiny, cond_x1, monkeypatch):
+    monkeypatch.setattr(training, "LOG_EVERY", 5)
+    config = changed(tiny, ot_ode=True, cond_x1=cond_x1, steps=20, batch_size=8, save_every=20, lr=4e-3)
+    assert train(config)["finished"]
+    assert losses(config)[-1] < 0.9 * losses(config)[0]
+    model = load_pretrained(config.out, "cpu")
+    x1 = model.denoiser.operator(to_float(Trainer(changed(config, "again")).held))
+    walks = [model.restore(x1, 3, sampler, seed) for sampler in ("sde", "ode", "dbim") for seed in (0, 1)]
+    assert all(torch.equal(walk, walks[0]) for walk in walks)
+    with pytest.raises(ValueError, match="expected ot_ode with the process bridge, got it with regression"):
+        train(changed(config, "third", process="regression"))
 
 
 @pytest.mark.slow
@@ -119,7 +173,8 @@ def test_divergence_stops_with_a_sentence_and_keeps_the_last_good_state(tiny, un
     assert_same_run(tiny, unbroken)
 
 
-BAD = ["holdout 0", "eval_every 0", "batch_size -4", "steps -5", "clip 0.0", "tikhonov -1.0", "ema 2.0",
+BAD = ["holdout 0", "accumulate 0", "device 'tpu'", "eval_every 0",
+       "batch_size -4", "steps -5", "clip 0.0", "tikhonov -1.0", "ema 2.0",
        "seed None", "lr float('nan')", "noise float('inf')", "steps 2.5", "size '64'", "minutes '5'",
        "compile 'no'", "process 'gan'", "precision 'fp8'", "data None", "degradation_options 7",
        "seed 2**63"]  # fmt: skip
@@ -189,7 +244,7 @@ def test_ema_and_moments_equal_their_formulas(tiny):
         slow = [decay * s + (1 - decay) * p for s, p in zip(slow, fast, strict=True)]
     got = [p.double() for p in run.ema.parameters()]
     assert all(torch.allclose(s, p, atol=1e-6) for s, p in zip(slow, got, strict=True))
-    x0 = to_float(run.batches.images).double()
+    x0 = run.batches.clean(torch.arange(20)).double()
     x1 = run.degrade(x0)
     restated = [float((a * b).mean()) for a, b in ((x0, x0), (x1, x1), (x0, x1))]
     assert run.model.config.moments == pytest.approx(restated, abs=6e-5)
