@@ -104,6 +104,9 @@ PRESETS = {
     "embedded": TrainConfig(network="unet-tiny", steps=250, batch_size=16, lr=2e-3, warmup=20),
     "celeba64-deblur": _full(tikhonov=2e-4),
     "celeba64-deblur-blind": _full(),
+    # larger pictures in more parts: a GPU's memory as at 64 x 64, about 8 GB (benchmarks/budget.py)
+    "celeba128-deblur": _full(size=128, accumulate=4),
+    "celeba256-deblur": _full(size=256, accumulate=16),
     "celeba64-deblur-noisy": _full(noise=0.05, tikhonov=5e-2),
     "celeba64-deblur-cunet": _full(network="cunet", cond_x1=False, prediction="eps", beta_min=0.01),
     **{f"celeba64-{name}": _full(degradation=name) for name in DEGRADATIONS if name[:2] in ("sr", "in")},

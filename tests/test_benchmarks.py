@@ -5,8 +5,9 @@ import sys
 
 import pytest
 import torch
-from conftest import script
+from conftest import ROOT, script
 
+from i2sb_lib.config import PRESETS
 from i2sb_lib.data import load_images
 from i2sb_lib.degradations import create_degradation
 from i2sb_lib.evaluation import evaluate
@@ -96,3 +97,39 @@ def test_one_call_trains_evaluates_and_packs_and_another_has_nothing_to_do(tmp_p
     packed = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").iterdir()}
     flagship.main()
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").iterdir()} == packed
+
+
+@pytest.mark.slow
+def test_the_budget_s_record_is_what_is_counted():
+    budget = script("budget")
+    record = json.loads((ROOT / "data/runs/benchmarks/budget/metrics.json").read_text())
+    rows = {row["run"] + row["network"]: row for row in record["results"]}
+    assert len(rows) == 5
+    for name in ("celeba128-deblur", "celeba256-deblur"):
+        row, config = rows[f"{name}unet-full"], PRESETS[name]
+        found = budget.measure(config.network, config.size)
+        images = config.steps * config.batch_size
+        again = found | budget.cost(found, images, config.batch_size, config.accumulate)
+        assert {k: row[k] for k in again} == again
+        assert row["memory"] < 8e9  # as the presets say
+        minutes = row["images"] * 3 * row["flops"] / (0.3 * 65e12) / 60
+        assert row["hours"]["1 T4"] * 60 == pytest.approx(minutes, rel=5e-3)
+    check = record["memory_check"]
+    assert check["counted"] < check["measured"] < record["config"]["assumed"]["room"] * check["counted"]
+
+
+def test_operations_and_bytes_are_those_of_a_convolution(monkeypatch):
+    budget = script("budget")
+
+    class Two(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = (torch.nn.Conv2d(i, o, 3, padding=1, bias=False) for i, o in ((6, 8), (8, 3)))
+
+        def forward(self, x, t):
+            return self.b(self.a(x))
+
+    monkeypatch.setattr(budget, "build", lambda network: Two())
+    pixels, weights = 16 * 16, 9 * (6 * 8 + 8 * 3)
+    flops, kept = 2 * pixels * weights, 4 * pixels * (6 + 8)  # what each layer saw
+    assert budget.measure("two", 16) == {"parameters": weights, "flops": flops, "held": kept}

@@ -258,7 +258,7 @@ def test_learning_rate_warms_up_and_falls_to_zero():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_takes_a_step(name, tiny):
-    names = ("out", "data", "size", "network", "batch_size", "holdout", "precision", "compile")
+    names = ("out", "data", "size", "network", "batch_size", "accumulate", "holdout", "precision", "compile")
     run = Trainer(dataclasses.replace(PRESETS[name], **{k: getattr(tiny, k) for k in names}))
     run.optimise()
     assert 0 < run.log()["loss"] < 100
