@@ -97,8 +97,8 @@ class Restore:
             x0_hat = model.restore(x1, self.nfe, self.sampler, seeds, progress=slow, **how)
             return torch.cat([x1, x0_hat], dim=-1) if degrade else x0_hat
 
-        *sources, target = self.source, self.target, *self.more
-        each_image(sources, target, work, model.denoiser.config.channels)
+        paths = [self.source, self.target, *self.more]
+        each_image(paths[:-1], paths[-1], work, model.denoiser.config.channels)
 
 
 @dataclass
@@ -116,8 +116,8 @@ class Degrade:
 
     def run(self) -> None:
         degrade = create_degradation(self.name, noise=self.noise, quantise=True, **self.options)
-        *sources, target = self.source, self.target, *self.more
-        each_image(sources, target, lambda x, names: _degrade(degrade, x, names, self.seed))
+        paths = [self.source, self.target, *self.more]
+        each_image(paths[:-1], paths[-1], lambda x, names: _degrade(degrade, x, names, self.seed))
 
 
 @dataclass

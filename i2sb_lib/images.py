@@ -97,8 +97,8 @@ def open_image(file: Any, alpha: bool = False) -> Image.Image:
     try:
         Image.init()
         if path:
-            with Path(file).open("rb") as stream:  # which may be a device without an end
-                content = stream.read(MAX_BYTES + 1)
+            with Path(file).open("rb") as opened:  # which may be a device without an end
+                content = opened.read(MAX_BYTES + 1)
             if len(content) > MAX_BYTES:
                 raise ValueError(f"over {MAX_BYTES} bytes")
         stream = io.BytesIO(content) if path else file
