@@ -5,14 +5,23 @@ good notebook with a fault.
 """
 
 import copy
+import doctest
+import importlib
 import json
 import re
+import sys
 
 import pytest
+import torch
 from conftest import ROOT, script
+from test_project import texts as tracked_texts
+
+import i2sb_lib
 
 BOOK = ROOT / "book"
 EXECUTE = script("execute", "book")
+sys.modules.setdefault("execute", EXECUTE)  # beside it, for
+ADDRESS = script("address", "book")
 NOTEBOOKS = {f.stem: json.loads(f.read_text()) for f in sorted(BOOK.glob("*.ipynb"))}
 
 # The claims that the book must hold, with the largest tolerance that the tightest upper bound on
@@ -261,7 +270,9 @@ def test_the_gate_notices(gate, fault):
 
 def test_pages_are_listed_their_citations_exist_and_figure_names_are_unique():
     listed = re.findall(r"^\s*(?:- file|root):\s*(\S+)", (ROOT / "_toc.yml").read_text(), re.M)
-    files = {"index"} | {f"book/{f.stem}" for f in BOOK.iterdir() if f.suffix in (".ipynb", ".md")}
+    files = {"index", "genindex"} | {
+        f"book/{f.stem}" for f in BOOK.iterdir() if f.suffix in (".ipynb", ".md")
+    }
     assert len(listed) == len(set(listed))
     assert {name.removesuffix(".ipynb").removesuffix(".md") for name in listed} == files
     metas = [c["metadata"].get("mystnb", {}) for nb in NOTEBOOKS.values() for c in nb["cells"]]
@@ -276,3 +287,52 @@ def test_a_work_stands_once_in_the_bibliography():
     fields = [re.findall(r"^\s*(?:author|title)\s*=\s*(.*)$", e, re.M) for e in entries]
     works = {re.sub(r"\W", "", "".join(found)).lower() for found in fields}
     assert len({e.split(",")[0] for e in entries}) == len(works) == len(entries) > 40
+
+
+def test_the_address_is_the_same_wherever_it_stands():
+    url = ADDRESS.address()
+    for name in ADDRESS.TEXTS:
+        assert ADDRESS.slug(url) in (ROOT / name).read_text(), name
+    for name, nb in NOTEBOOKS.items():
+        assert "".join(nb["cells"][0]["source"]) == ADDRESS.bootstrap(url), name
+    others = {f: text for f, text in tracked_texts().items() if f not in ADDRESS.TEXTS and ".ipynb" not in f}
+    assert [f for f, text in others.items() if ADDRESS.slug(url) in text] == []
+
+
+def test_the_address_moves_everywhere_and_back(tmp_path):
+    (tmp_path / "book").mkdir()
+    files = [*ADDRESS.TEXTS, "book/01_restoration_as_a_bridge.ipynb", "book/12_results.ipynb"]
+    for name in files:
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    home, away = ADDRESS.address(), "https://github.com/a-b/c.d"
+    assert ADDRESS.move(away, tmp_path) == files
+    for name in files:
+        assert ADDRESS.slug(home) not in (tmp_path / name).read_text()
+    assert list(current(json.loads((tmp_path / files[-1]).read_text()))) == []
+    assert ADDRESS.move(away, tmp_path) == []
+    ADDRESS.move(home, tmp_path)
+    assert all((tmp_path / name).read_text() == (ROOT / name).read_text() for name in files)
+
+
+@pytest.mark.parametrize("url", ["i2sb/i2sb", "http://github.com/a/b", "https://github.com/a/b.git"])
+def test_an_address_of_another_form_is_refused(url, tmp_path):
+    with pytest.raises(ValueError, match="expected an address"):
+        ADDRESS.slug(url)
+
+
+def test_every_public_name_is_in_the_reference():
+    page = (BOOK / "reference.md").read_text()
+    named = set(re.findall(r"^\.\. auto\w+:: (?:i2sb_lib\.(?=\w+$))?([\w.]+)$", page, re.M))
+    assert set(i2sb_lib.__all__) <= named
+
+
+WITH_EXAMPLES = [f for f in sorted((ROOT / "i2sb_lib").glob("*.py")) if ">>> " in f.read_text()]
+
+
+@pytest.mark.parametrize("file", WITH_EXAMPLES, ids=lambda f: f.stem)
+def test_examples_in_docstrings_run(file):
+    module = importlib.import_module(f"i2sb_lib.{file.stem}".removesuffix(".__init__"))
+    given = {"i2sb_lib": i2sb_lib, "x1": torch.zeros(1, 3, 16, 16)}
+    found = doctest.testmod(module, extraglobs=given)
+    assert found.attempted > 0
+    assert found.failed == 0

@@ -113,8 +113,11 @@ class Rest(nodes.General, nodes.Element):
 
 
 class RestDirective(Directive):
+    optional_arguments = 1
+    final_argument_whitespace = True
+
     def run(self) -> list[nodes.Node]:
-        return [Rest()]
+        return [Rest(title="".join(self.arguments) or "The argument")]
 
 
 class Folds(SphinxPostTransform):
@@ -127,7 +130,7 @@ class Folds(SphinxPostTransform):
             section = node.parent
             held = sum(len(checks["records"]) for checks in section.findall(Checks))
             told = f', <span aria-hidden="true">✓</span> {counted(held)}' if held else ""
-            summary = f'<details class="fold rest"><summary>The argument{told}</summary>'
+            summary = f'<details class="fold rest"><summary>{escape(node["title"])}{told}</summary>'
             node.replace_self(nodes.raw("", summary, format="html"))
             section.append(nodes.raw("", "</details>", format="html"))
 
