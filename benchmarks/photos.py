@@ -36,7 +36,7 @@ from i2sb_lib.training import Trainer
 CROPS = 48
 RECIPE: dict[str, Any] = {
     "network": "unet-small", "degradation": "mixture", "beta_min": 0.7089, "beta_max": 2.1266,
-    "damage_floor": 3.0, "steps": 2700, "batch_size": 16, "lr": 1.2e-3, "warmup": 60, "save_every": 50,
+    "damage_floor": 8.0, "steps": 1600, "batch_size": 16, "lr": 2e-3, "warmup": 60, "save_every": 50,
     "eval_every": 10**6, "init": "celeba64-deblur-blind",
 }  # fmt: skip
 
@@ -118,7 +118,7 @@ def measure(args: argparse.Namespace) -> None:
         clean = load_images(path, split, 64, crops=int(name == "scenes"))
         clean = clean[:: max(1, len(clean) // args.limit)][: args.limit]
         x0 = to_float(clean)
-        for cell, degrade in cells().items():
+        for cell, degrade in ((k, d) for k, d in cells().items() if not args.cells or k in args.cells):
             x1 = quantise(degrade(x0, torch.Generator().manual_seed(2**31)))
             for nfe in args.nfe:
                 if (name, cell, nfe) in done:
@@ -234,6 +234,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/photos-robust"))
     parser.add_argument("--checkpoint", default="photos-robust")
     parser.add_argument("--sets", nargs="+", default=["embedded=embedded"], help="NAME=PATH")
+    parser.add_argument("--cells", nargs="+", help="these kinds of damage; all unless given")
     parser.add_argument("--nfe", nargs="+", type=int, default=[1, 5])
     parser.add_argument("--limit", type=int, default=64, help="pictures of each set, or scenes")
     parser.add_argument("--record", type=Path, default=Path("data/runs/photos-robust-cells"))

@@ -100,7 +100,9 @@ def cell_table(name: str, which: str = "scenes", nfe: int = 1) -> str:
 NOTES = {
     "celeba64-deblur-blind": """ The length of the cosine decay was shortened twice while the run was
 under way (6,500, then 5,000, then 4,400 steps): repeating it from the configuration gives a slightly
-different model."""
+different model.""",
+    "photos-robust": """ The length of the cosine decay was shortened twice while the run was
+under way (2,200, then 1,850, then 1,600 steps).""",
 }
 
 

@@ -107,6 +107,10 @@ PRESETS = {
     # larger pictures in more parts: a GPU's memory as at 64 x 64, about 8 GB (benchmarks/budget.py)
     "celeba128-deblur": _full(size=128, accumulate=4),
     "celeba256-deblur": _full(size=256, accumulate=16),
+    # any picture, of unknown damage: crops of photographs as they are
+    "photos-robust": _full(
+        degradation="mixture", beta_min=0.7089, beta_max=2.1266, damage_floor=8.0, crops=48
+    ),
     "celeba64-deblur-noisy": _full(noise=0.05, tikhonov=5e-2),
     "celeba64-deblur-cunet": _full(network="cunet", cond_x1=False, prediction="eps", beta_min=0.01),
     **{f"celeba64-{name}": _full(degradation=name) for name in DEGRADATIONS if name[:2] in ("sr", "in")},
