@@ -76,6 +76,7 @@ PROBE = r"""(async () => {
 # Places in folds, and headings whose sections are folded: each is gone to, and has to be open then. At the
 # end all folds are. (A browser refuses more than 200 changes of the address in ten seconds.)
 FOLDS = r"""(async () => {
+  document.head.insertAdjacentHTML("beforeend", "<style>* { transition: none !important; }</style>");
   const seen = (e) => e.checkVisibility({opacityProperty: true, visibilityProperty: true});
   const article = document.querySelector(".bd-article") ?? document.body;
   const inside = [...article.querySelectorAll(":is(details, .toggle-hidden) [id]")].filter((e) => !seen(e)
@@ -96,7 +97,6 @@ FOLDS = r"""(async () => {
 
 # Formulas are thousands of elements without a role; in the dark only colours differ.
 AXE_RUN = """(async () => {
-  document.head.insertAdjacentHTML("beforeend", "<style>* { transition: none !important; }</style>");
   document.documentElement.dataset.theme = "THEME";
   document.querySelectorAll("mjx-container").forEach((e) => e.replaceWith("x"));
   const only = "THEME" === "dark" ? {runOnly: ["color-contrast"]} : {};
