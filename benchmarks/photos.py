@@ -26,6 +26,7 @@ from i2sb_lib.config import TrainConfig
 from i2sb_lib.data import embedded_photographs, fingerprint, load_images
 from i2sb_lib.degradations import Compose, Degradation, GaussianBlur, Quantise, create_degradation
 from i2sb_lib.denoiser import Denoiser
+from i2sb_lib.devices import device_name
 from i2sb_lib.evaluation import bootstrap, evaluate
 from i2sb_lib.files import atomic_write, git_commit
 from i2sb_lib.images import psnr, quantise, to_float, to_tensor
@@ -118,6 +119,9 @@ def measure(args: argparse.Namespace) -> None:
         clean = load_images(path, split, 64, crops=int(name == "scenes"))
         clean = clean[:: max(1, len(clean) // args.limit)][: args.limit]
         x0 = to_float(clean)
+        about = {"source": Path(path).name, "images": len(x0), "fingerprint": fingerprint(clean)}
+        record["data"] = record.get("data", {}) | {name: about}
+        record["device"] = device_name(model.device)
         for cell, degrade in ((k, d) for k, d in cells().items() if not args.cells or k in args.cells):
             x1 = quantise(degrade(x0, torch.Generator().manual_seed(2**31)))
             for nfe in args.nfe:
@@ -126,8 +130,8 @@ def measure(args: argparse.Namespace) -> None:
                 began = time.time()
                 found = change(model, x0, x1, nfe)
                 row = {"set": name, "cell": cell, "nfe": nfe, "images": len(x0), **found}
-                row |= {"fingerprint": fingerprint(clean), "seconds": round(time.time() - began, 1)}
-                record["results"].append(row | {"git_commit": git_commit()})
+                row |= {"seconds": round(time.time() - began, 1), "git_commit": git_commit()}
+                record["results"].append(row)
                 said = "  ".join(
                     f"{k} {v['before']:8.4f} -> {v['after']:8.4f} ({v['worse']:3d} worse)"
                     for k, v in found.items()
@@ -189,13 +193,14 @@ def whole(args: argparse.Namespace) -> None:
         print(f"{name:40s}", "  ".join(f"{k} {m[0]:.4f}" for k, m in found_.items()), flush=True)
     record = {"checkpoint": model.record, "scenes": len(pictures), "sigma": sigma, "noise": noise}
     record |= {"chosen on training scenes": chosen}
-    record |= {"seed": 0, "results": results, "git_commit": git_commit()}
+    record |= {"seed": 0, "device": device_name(model.device), "data": {"source": Path(args.scenes).name}}
+    record |= {"results": results, "git_commit": git_commit()}
     file = args.record.with_name(args.record.name.replace("cells", "scenes")) / "metrics.json"
     atomic_write(file, lambda p: p.write_text(json.dumps(record, indent=1) + "\n"))
 
 
 def figure(args: argparse.Namespace) -> None:
-    """Held-out photographs, each with another damage: before, restored in one call and in ten, clean."""
+    """Held-out photographs, each with another damage: before, restored as the model recommends, clean."""
     import matplotlib.pyplot as plt
 
     from i2sb_lib.plotting import image_grid, use_style
@@ -218,7 +223,7 @@ def figure(args: argparse.Namespace) -> None:
         clean.append(x0)
         before.append(quantise(kinds[cell](x0, torch.Generator().manual_seed(i))))
     x0, x1 = torch.cat(clean), torch.cat(before)
-    rows = {"degraded": x1} | {f"{n} call" + "s" * (n > 1): model.restore(x1, n) for n in (1, 10)}
+    rows = {"degraded": x1, "restored": model.restore(x1)}
     use_style()
     titles = [c.replace(", ", ",\n") for c in shown]
     image_grid([*rows.values(), x0], [*rows, "clean"], scale=1.3, titles=titles)

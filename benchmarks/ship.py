@@ -10,6 +10,7 @@ these files. --card writes the card alone, from what is recorded already.
 import argparse
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,8 @@ only, of any size.
 
 **Model.** Network `{network}`, {parameters:,} parameters, {conditioned}, with the `{prediction}` prediction
 of `i2sb_lib.denoiser`; symmetric schedule with σ₁ = {sigma:.3f}. The weights are the exponential average, in
-float16. It recommends {calls}.
+float16. It recommends {calls}, and leaves alone what it would change by less than {least:g} grey
+levels (root mean square), which was chosen on training photographs.
 
 **Training.** {images:,} draws from {data}, damaged by `i2sb_lib.degradations.Mixture`, flipped at random; an
 image's error counts in terms of its own damage (`damage_floor` {floor:g}); started from `{init}`; AdamW,
@@ -85,11 +87,13 @@ hundred photographs of one archive. Neither is what the world looks like.
 """
 
 
-def cell_table(name: str, which: str = "scenes", nfe: int = 1) -> str:
+def cell_table(name: str, kinds: Sequence[str] | None = None, which: str = "scenes", nfe: int = 1) -> str:
     """Before and after by kind of damage, as `benchmarks/photos.py measure` recorded it."""
     rows = json.loads((Path("data/runs") / f"{name}-cells" / "metrics.json").read_text())["results"]
     lines = ["| damage | PSNR (dB) | LPIPS (alex) |", "|---|---|---|"]
     for row in (r for r in rows if (r["set"], r["nfe"]) == (which, nfe)):
+        if kinds and row["cell"] not in kinds:
+            continue
         whole = row["psnr"]["before"] >= 60
         cells = [f"{'whole' if whole else format(row['psnr']['before'], '.2f')} → {row['psnr']['after']:.2f}"]
         cells += [f"{row['lpips']['before']:.4f} → {row['lpips']['after']:.4f}"]
@@ -130,6 +134,7 @@ def card(name: str, metrics: dict[str, Any]) -> str:
         calls="one call" if calls == 1 else f"{calls} calls",
         floor=training.get("damage_floor", 0.0),
         init=training.get("init", ""),
+        least=record.get("least_change", 0.0),
         noise=f"then Gaussian noise of standard deviation {training['noise']:g} on [0, 1], "
         if training["noise"]
         else "",
@@ -167,6 +172,7 @@ def main() -> None:
     parser.add_argument("--nfe", nargs="+", default=["1", "2", "5", "10"])
     parser.add_argument("--of", help="what the training images are, where they were given in memory")
     parser.add_argument("--calls", type=int, help="network calls that the model recommends, if not ten")
+    parser.add_argument("--least-change", type=float, help="grey levels below which a picture is left alone")
     parser.add_argument("--card", action="store_true")
     args = parser.parse_args()
     if not (args.test or args.card):
@@ -176,16 +182,13 @@ def main() -> None:
     if not args.card:
         run = load_pretrained(args.run, "cpu")
         training = run.record["training"] | {"out": name} | ({"data": args.of} if args.of else {})
-        record = (
-            run.record
-            | ({"nfe": args.calls} if args.calls else {})
-            | {"training": training, "config_hash": config_hash(training)}
-        )
+        said = {"nfe": args.calls, "least_change": args.least_change}
+        record = run.record | {k: v for k, v in said.items() if v}
+        record |= {"training": training, "config_hash": config_hash(training)}
         save_pretrained(shipped, run.denoiser, record)
-        out.mkdir(parents=True, exist_ok=True)
-        shutil.copy(args.run / "history.json", out / "history.json")
         command = ["evaluate", "--checkpoint", str(shipped), "--data", args.test, "--out", str(out)]
         i2sb([*command, "--nfe", *args.nfe, "--metrics", *METRICS])
+        shutil.copy(args.run / "history.json", out / "history.json")
     text = card(name, json.loads((out / "metrics.json").read_text()))
     atomic_write(shipped / "README.md", lambda p: p.write_text(text))
 

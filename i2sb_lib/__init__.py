@@ -1,7 +1,7 @@
 """Image-to-image Schrödinger bridges: the mathematics, the training and the restoration.
 
 >>> model = i2sb_lib.load_pretrained()
->>> x0_hat = model.restore(x1, nfe=10, seed=0)
+>>> x0_hat = model.restore(x1, seed=0)
 """
 
 from collections.abc import Callable

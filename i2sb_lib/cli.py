@@ -74,7 +74,7 @@ class Restore:
     source: Source  # image or folder
     target: Target  # image or folder to write; with a slash behind it, a folder
     more: More = ()  # of several sources all but the first, and last of all the folder to write
-    checkpoint: str = DEFAULT  # a shipped model, a run's folder or a hub id
+    checkpoint: str = DEFAULT  # for any picture; or another that is shipped, a run's folder, a hub id
     nfe: int | None = None  # network calls; unless said as many as the model recommends
     sampler: Sampler = "sde"  # sde is sharpest, ode has the smallest error
     seed: int = 0  # of the sampler's noise, with each image's name
@@ -124,7 +124,7 @@ class Degrade:
 class Evaluate:
     """Degrade clean images as the model was trained to see, restore them and measure."""
 
-    checkpoint: str = DEFAULT  # a shipped model, a run's folder or a hub id
+    checkpoint: str = DEFAULT  # for any picture; or another that is shipped, a run's folder, a hub id
     data: str = "embedded"  # clean images: embedded, a folder, a zip, parquet or a hub id
     # the same images degraded, under the same names, in place of the model's own degradation; "": none
     degraded: str = ""

@@ -381,6 +381,19 @@ def test_unless_told_a_model_makes_the_calls_that_it_recommends():
         own.restore(x1)
 
 
+def test_what_would_hardly_change_is_left_alone():
+    own = build()
+    x1 = torch.stack([torch.zeros(3, 8, 8), torch.rand(3, 8, 8) * 2 - 1])
+    found = own.restore(x1, 1)
+    moved = 127.5 * (found - x1).square().mean((1, 2, 3)).sqrt()
+    assert moved[0] != moved[1]
+    own.record = {"least_change": float(moved.mean())}
+    kept = own.restore(x1, 1)
+    less = int(moved.argmin())
+    assert torch.equal(kept[less], x1[less])
+    assert torch.equal(kept[1 - less], found[1 - less])
+
+
 def test_a_model_in_one_line(model):
     for part in (model, model.denoiser, build(tikhonov=1e-3), build(cond_x1=False).denoiser):
         assert len(repr(part)) <= 240

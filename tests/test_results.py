@@ -13,6 +13,7 @@ from i2sb_lib.config import config_hash, create_pair_maker
 from i2sb_lib.data import fingerprint, load_images
 from i2sb_lib.images import psnr, quantise, to_float
 
+FLAGSHIP = "celeba64-deblur"
 DIGITS = {"psnr": 2, "ssim": 3, "lpips": 4, "fid": 1}
 SHIPPED = sorted(f.parent.name for f in (ROOT / "data" / "checkpoints").glob("*/model.json"))
 
@@ -43,7 +44,7 @@ def test_a_card_states_the_recorded_numbers_of_the_shipped_weights(name):
 
 def test_the_readme_states_the_recorded_numbers():
     text = (ROOT / "README.md").read_text()
-    rows = {r["nfe"]: r for r in run(DEFAULT)["results"] if r["sampler"] in ("identity", "sde")}
+    rows = {r["nfe"]: r for r in run(FLAGSHIP)["results"] if r["sampler"] in ("identity", "sde")}
     assert stated(text, r"blurred input \| 0") == [recorded(rows.pop(0))]
     assert stated(text, r"I²SB \| \d+") == [recorded(r) for r in rows.values()]
     blind = [r for r in run("celeba64-deblur-blind")["results"] if r["sampler"] == "sde"]
@@ -55,8 +56,15 @@ def test_the_readme_states_the_recorded_numbers():
         assert stated(text, rf"{head}, blind \| {nfe}") == [recorded(row)]
 
 
+def test_the_readme_states_what_the_default_does_to_each_kind_of_damage():
+    text = (ROOT / "README.md").read_text()
+    kinds = re.findall(r"^\| ([^|]+) \| [\d.a-z]+ → [\d.]+ \|", text, re.M)
+    assert {"clean", "blur 1", "blur 2", "noise 0.05", "JPEG 30"} <= set(kinds)
+    assert script("ship").cell_table(DEFAULT, kinds) in text
+
+
 def test_an_altered_digit_is_noticed():
-    row = run(DEFAULT)["results"][1]
+    row = run(FLAGSHIP)["results"][1]
     head, cells = "| I²SB | 1 |", f" {' | '.join(recorded(row))} |"
     assert stated(head + cells, r"I²SB \| 1") == [recorded(row)]
     for i in (i for i, c in enumerate(cells) if c.isdigit()):
