@@ -13,6 +13,7 @@ from PIL import Image
 
 pytest.importorskip("myst_nb")
 PAGES = script("pages", "book/_ext")
+REFERENCE = script("reference", "book/_ext")
 COVER = script("cover", "book")
 CHECK_PAGES = script("check_pages", "tests/browser")
 NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
@@ -204,3 +205,50 @@ def test_an_opaque_picture_loses_its_alpha_and_nothing_else():
     light = opened(PAGES.lighter(opaque))
     assert light.mode == "RGB"
     assert light.tobytes() == opened(opaque).convert("RGB").tobytes()
+
+
+def test_a_docstring_says_on_its_page_what_it_says_in_the_code():
+    lines = [
+        "The *x* of |a_b_|.",
+        "",
+        "x1: as `restore` has it. nfe, seed: whole.",
+        "",
+        "    a = b * c",
+        "",
+        ">>> f(1)",
+    ]
+    assert REFERENCE.plain(lines, {"x1", "nfe", "seed"}) == [
+        r"The \*x\* of \|a\_b\_\|.", "", "**x1**: as ``restore`` has it. **nfe, seed**: whole.",
+        "", "::", "", "    a = b * c", "", ">>> f(1)",
+    ]  # fmt: skip
+
+
+def test_settings_are_listed_with_their_comments():
+    from i2sb_lib import TrainConfig
+
+    found = {name: (default, comment) for name, default, comment in REFERENCE.fields(TrainConfig)}
+    assert list(found) == list(TrainConfig.__dataclass_fields__)
+    assert found["warmup"] == ("200", "steps of linear warm-up")
+    assert all(comment for _, comment in found.values())
+
+
+NAMED = {
+    "load_pretrained()": "i2sb_lib.load_pretrained",
+    "bridge.q_sample(t, x0)": "i2sb_lib.Bridge.q_sample",
+    "MixturePair": "i2sb_lib.gaussian_mixtures.MixturePair",
+    "sample": "",
+    "x0": "",
+    "nfe=10": "",
+}
+
+
+@pytest.mark.parametrize("text", NAMED)
+def test_code_that_names_something_of_the_reference_is_linked(text):
+    functions = [
+        "load_pretrained",
+        "sample",
+        "Bridge.q_sample",
+        "gaussian_mixtures.MixturePair",
+        "Mixture.sample",
+    ]
+    assert REFERENCE.full_name(text, {f"i2sb_lib.{name}": None for name in functions}) == NAMED[text]

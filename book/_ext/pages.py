@@ -257,7 +257,9 @@ def finish(app: Sphinx, name: str, template: str, context: dict[str, Any], doctr
     if doctree is None:
         return
     body = re.sub(r' id="(proof|exercise|solution)(-content)?"', "", context["body"])
-    body = body.replace('<div role="list" class="citation-list">', '<div class="citation-list">')  # of no items
+    body = body.replace(
+        '<div role="list" class="citation-list">', '<div class="citation-list">'
+    )  # of no items
     context["body"] = re.sub(r'<th class="head(?: number)?"><p></p></th>', "<td></td>", body)
     *_, owner, book = app.config.html_theme_options["repository_url"].split("/")
     base = app.config.html_baseurl.rstrip("/") or f"https://{owner}.github.io/{book}"

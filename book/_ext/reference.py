@@ -130,7 +130,8 @@ def full_name(text: str, known: Any) -> str:
     if not dot and not path[2] and first.islower() and "_" not in first:
         return ""  # a word, such as `sample` or `train`, that need not be the function
     name = f"i2sb_lib.{first}{dot}{rest}"
-    return name if name in known else ""
+    found = [name] if name in known else [n for n in known if n.endswith(name.removeprefix("i2sb_lib"))]
+    return found[0] if len(found) == 1 else ""
 
 
 class Indexed(SphinxTransform):

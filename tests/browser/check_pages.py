@@ -301,6 +301,7 @@ def check(html: Path, program: str, overflow: bool, shots: Path | None, only: st
             print(*(f"    {fault}" for fault in own), sep="\n", end="\n" * bool(own), flush=True)
         whole = [] if only else list(faults_of_links(pages, origin, html))
         for address in some_fold:
+            browser.open("about:blank")  # a place of the same page would be gone to without loading it
             browser.open(f"{origin}/{address}")
             browser.evaluate(PROBE)
             place = "document.getElementById(location.hash.slice(1))"
