@@ -22,14 +22,14 @@ import torch
 from torch import Tensor
 
 from i2sb_lib.checkpoints import Pretrained, load_pretrained
-from i2sb_lib.config import TrainConfig
+from i2sb_lib.config import TrainConfig, config_hash
 from i2sb_lib.data import embedded_photographs, fingerprint, load_images
 from i2sb_lib.degradations import Compose, Degradation, GaussianBlur, Quantise, create_degradation
 from i2sb_lib.denoiser import Denoiser
 from i2sb_lib.devices import device_name
 from i2sb_lib.evaluation import bootstrap, evaluate
 from i2sb_lib.files import atomic_write, git_commit
-from i2sb_lib.images import psnr, quantise, to_float, to_tensor
+from i2sb_lib.images import psnr, quantise, to_float, to_tensor, to_uint8
 from i2sb_lib.progress import progress
 from i2sb_lib.sources import open_source
 from i2sb_lib.training import Trainer
@@ -108,6 +108,10 @@ def opened(file: Path, head: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
+def save(file: Path, record: dict[str, Any]) -> None:
+    atomic_write(file, lambda p: p.write_text(json.dumps(record, indent=1) + "\n"))
+
+
 def measure(args: argparse.Namespace) -> None:
     model = load_pretrained(args.checkpoint, "cpu")
     file = args.record / "metrics.json"
@@ -120,7 +124,8 @@ def measure(args: argparse.Namespace) -> None:
         clean = clean[:: max(1, len(clean) // args.limit)][: args.limit]
         x0 = to_float(clean)
         about = {"source": Path(path).name, "images": len(x0), "fingerprint": fingerprint(clean)}
-        record["data"] = record.get("data", {}) | {name: about}
+        sets = record.get("data", {}).get("sets", {}) | {name: about}
+        record["data"] = {"sets": sets, "fingerprint": config_hash(sets)}
         record["device"] = device_name(model.device)
         for cell, degrade in ((k, d) for k, d in cells().items() if not args.cells or k in args.cells):
             x1 = quantise(degrade(x0, torch.Generator().manual_seed(2**31)))
@@ -138,8 +143,7 @@ def measure(args: argparse.Namespace) -> None:
                 )
                 print(f"{name:9s} {cell:30s} {nfe:2d} calls  {said}", flush=True)
                 record["git_commit"] = git_commit()
-                text = json.dumps(record, indent=1) + "\n"
-                atomic_write(file, lambda p, text=text: p.write_text(text))
+                save(file, record)
 
 
 def scenes(path: str, split: str) -> list[Tensor]:
@@ -191,12 +195,18 @@ def whole(args: argparse.Namespace) -> None:
         found_ = {k: bootstrap(torch.tensor(v))[:3] for k, v in of.items()}
         results.append({"row": name} | {k: [round(v, 6) for v in m] for k, m in found_.items()})
         print(f"{name:40s}", "  ".join(f"{k} {m[0]:.4f}" for k, m in found_.items()), flush=True)
-    record = {"checkpoint": model.record, "scenes": len(pictures), "sigma": sigma, "noise": noise}
+    record: dict[str, Any] = {
+        "checkpoint": model.record,
+        "scenes": len(pictures),
+        "sigma": sigma,
+        "noise": noise,
+    }
     record |= {"chosen on training scenes": chosen}
     record |= {"seed": 0, "device": device_name(model.device), "data": {"source": Path(args.scenes).name}}
+    record["data"]["fingerprint"] = config_hash({"scenes": [fingerprint(to_uint8(x)) for x in pictures]})
     record |= {"results": results, "git_commit": git_commit()}
     file = args.record.with_name(args.record.name.replace("cells", "scenes")) / "metrics.json"
-    atomic_write(file, lambda p: p.write_text(json.dumps(record, indent=1) + "\n"))
+    save(file, record)
 
 
 def figure(args: argparse.Namespace) -> None:

@@ -110,6 +110,11 @@ under way (2,200, then 1,850, then 1,600 steps).""",
 }
 
 
+def digits(value: float | None, count: int) -> str:
+    """A number as a table has it; None is an infinite mean: some picture is the clean one to the byte."""
+    return "∞" if value is None else f"{value:.{count}f}"
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """One line for each row of a run's metrics."""
     lines = ["| | " + " | ".join(METRICS.values()) + " |", "|---" * (1 + len(METRICS)) + "|"]
@@ -118,7 +123,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         other = "" if row["sampler"] in ("sde", "identity") else f", {row['sampler']}"
         head = f"{calls}{other}" if row["nfe"] else "degraded input"
         lines.append(
-            f"| {head} | " + " | ".join(f"{row[k]['value']:.{d}f}" for k, d in DIGITS.items()) + " |"
+            f"| {head} | " + " | ".join(digits(row[k]["value"], d) for k, d in DIGITS.items()) + " |"
         )
     return "\n".join(lines)
 

@@ -24,12 +24,12 @@ def run(name: str) -> dict:
 
 def stated(text: str, head: str) -> list[list[str]]:
     """The cells after those that `head`, a pattern, matches at the start of Markdown table rows."""
-    found = re.findall(rf"^\| {head} \|((?: *[\d.]+ *\|)+)$", text, re.M)
+    found = re.findall(rf"^\| {head} \|((?: *[\d.∞]+ *\|)+)$", text, re.M)
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in found]
 
 
 def recorded(row: dict) -> list[str]:
-    return [f"{row[k]['value']:.{d}f}" for k, d in DIGITS.items()]
+    return [script("ship").digits(row[k]["value"], d) for k, d in DIGITS.items()]
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -61,6 +61,16 @@ def test_the_readme_states_what_the_default_does_to_each_kind_of_damage():
     kinds = re.findall(r"^\| ([^|]+) \| [\d.a-z]+ → [\d.]+ \|", text, re.M)
     assert {"clean", "blur 1", "blur 2", "noise 0.05", "JPEG 30"} <= set(kinds)
     assert script("ship").cell_table(DEFAULT, kinds) in text
+
+
+def test_the_readme_states_what_the_default_does_to_whole_scenes():
+    text = " ".join((ROOT / "README.md").read_text().split())
+    rows = {r["row"]: r for r in run("photos-robust-scenes")["results"]}
+    ours, told = rows["photos-robust, calls: 1"], rows["Tikhonov, told the blur"]
+    (a, b), (c, d) = ((r["psnr"][0], r["lpips"][0]) for r in (ours, told))
+    assert f"{run('photos-robust-scenes')['scenes']} whole photographs" in text
+    assert f"reaches {a:.1f} dB and an LPIPS of {b:.2f}; a Tikhonov" in text
+    assert f"was tuned, {c:.1f} and {d:.2f}." in text
 
 
 def test_an_altered_digit_is_noticed():
