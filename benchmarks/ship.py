@@ -53,16 +53,17 @@ not balanced in age, skin tone or sex, and neither is what the model assumes of 
 ROBUST = """# {name}
 
 An image-to-image Schrödinger bridge for pictures whose damage is not known: it takes out some of the blur (of
-focus or motion, to about 3 pixels), of the noise (to 0.1 of the range), of what shrinking and JPEG (from
-quality 30) left, alone or together, and leaves a picture that is whole nearly as it is. It sees the picture
-only, of any size.
+focus or motion, to about 3 pixels), of the noise (to 0.1 of the range), alone or together,
+also after JPEG, and leaves a picture that is whole nearly as it is. About JPEG alone it does next to nothing. It
+sees the picture only, of any size.
 
 **Model.** Network `{network}`, {parameters:,} parameters, {conditioned}, with the `{prediction}` prediction
 of `i2sb_lib.denoiser`; symmetric schedule with σ₁ = {sigma:.3f}. The weights are the exponential average, in
 float16. It recommends {calls}, and leaves alone what it would change by less than {least:g} grey
 levels (root mean square), which was chosen on training photographs.
 
-**Training.** {images:,} draws from {data}, damaged by `i2sb_lib.degradations.Mixture`, flipped at random; an
+**Training.** {images:,} draws from {data},
+damaged by `i2sb_lib.degradations.Mixture`, flipped at random; an
 image's error counts in terms of its own damage (`damage_floor` {floor:g}); started from `{init}`; AdamW,
 learning rate {lr:g}, {steps:,} steps of {batch}, seed {seed}; {minutes:.0f} minutes on `{device}`.
 `benchmarks/photos.py train` repeats it.{note}
