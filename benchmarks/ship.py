@@ -54,8 +54,8 @@ ROBUST = """# {name}
 
 An image-to-image Schrödinger bridge for pictures whose damage is not known: it takes out some of the blur (of
 focus or motion, to about 3 pixels), of the noise (to 0.1 of the range), alone or together,
-also after JPEG, and leaves a picture that is whole nearly as it is. About JPEG alone it does next to nothing. It
-sees the picture only, of any size.
+also after JPEG, and leaves a picture that is whole nearly as it is. About JPEG alone it does next to
+nothing. It sees the picture only, of any size.
 
 **Model.** Network `{network}`, {parameters:,} parameters, {conditioned}, with the `{prediction}` prediction
 of `i2sb_lib.denoiser`; symmetric schedule with σ₁ = {sigma:.3f}. The weights are the exponential average, in
