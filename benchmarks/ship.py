@@ -80,8 +80,8 @@ The other sets and numbers of calls are in `data/runs/{name}-cells/metrics.json`
 methods that are told the blur in `data/runs/{name}-scenes/metrics.json`.
 
 **Use it for** pictures that are a little blurred, noisy or compressed. **Do not use it** to identify anyone:
-what it restores is plausible, not true. Where one damage is known exactly, a model trained on it alone does
-better. CelebA consists of celebrities and is not balanced in age, skin tone or sex; the scenes are five
+what it restores is plausible, not true. On the blur of `celeba64-deblur-blind` that
+model does better. CelebA consists of celebrities and is not balanced in age, skin tone or sex; the scenes are five
 hundred photographs of one archive. Neither is what the world looks like.
 
 **Licence.** The weights are released for non-commercial research, as the photographs are; the code is MIT.

@@ -25,7 +25,7 @@ from i2sb_lib.restoration import Restorer
 
 SHARD_BYTES = 45_000_000
 CARD_BYTES = 10_000_000  # a model.json that is larger is none
-DEFAULT = "photos-robust"  # does no harm
+DEFAULT = "photos-robust"  # for any picture
 _PACKAGE = Path(__file__).parent
 SHIPPED = [_PACKAGE / "pretrained", _PACKAGE.parent / "data" / "checkpoints"]  # installed, or a clone
 

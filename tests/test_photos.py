@@ -1,4 +1,4 @@
-"""The default model on photographs that were held out: it helps, and it does no harm."""
+"""The default model on photographs that were held out: it helps, and leaves what is whole alone."""
 
 import pytest
 import torch
