@@ -81,8 +81,8 @@ methods that are told the blur in `data/runs/{name}-scenes/metrics.json`.
 
 **Use it for** pictures that are a little blurred, noisy or compressed. **Do not use it** to identify anyone:
 what it restores is plausible, not true. On the blur of `celeba64-deblur-blind` that
-model does better. CelebA consists of celebrities and is not balanced in age, skin tone or sex; the scenes are five
-hundred photographs of one archive. Neither is what the world looks like.
+model does better. CelebA consists of celebrities and is not balanced in age, skin tone or sex; the scenes are
+photographs of one archive. Neither is what the world looks like.
 
 **Licence.** The weights are released for non-commercial research, as the photographs are; the code is MIT.
 """
