@@ -31,7 +31,10 @@ from i2sb_lib.samplers import generators, sample
 from i2sb_lib.schedule import Schedule
 from i2sb_lib.training import Trainer
 
-BASE: dict[str, Any] = {"network": "unet-tiny", "steps": 600, "batch_size": 16, "lr": 3e-3, "warmup": 40}
+BASES: dict[str, dict[str, Any]] = {  # the larger is the recipe of the models of the ladder
+    "unet-tiny": {"network": "unet-tiny", "steps": 600, "batch_size": 16, "lr": 3e-3, "warmup": 40},
+    "unet-small": {"network": "unet-small", "steps": 4400, "batch_size": 16, "lr": 8e-4, "warmup": 100},
+}
 EVERY: dict[str, Any] = {"save_every": 100, "eval_every": 10**6, "progress": False}
 PLAIN: dict[str, Any] = {"cond_x1": False}
 ARMS: dict[str, dict[str, Any]] = {
@@ -45,6 +48,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "noisy bridge": {"noise": 0.05},
     "noisy diffusion": {"process": "diffusion", "noise": 0.05},
     "noisy plain bridge": PLAIN | {"noise": 0.05},
+    "bridge, no noise": {"ot_ode": True},
 }
 SEEDS = (0, 1)
 
@@ -76,8 +80,8 @@ def learn(arm: str, seed: int, args: argparse.Namespace) -> Pretrained:
     """The arm's trained model; what is there already is taken up."""
     out = args.work / f"{arm.replace(', ', '-').replace(' ', '-')}-{seed}"
     before = learn("regression", seed, args) if arm == "bridge from regression" else None
-    place = {"data": str(args.train), "out": str(out), "seed": seed, "steps": args.steps}
-    config = TrainConfig(**BASE | EVERY | ARMS[arm] | place)
+    place = {"data": str(args.train), "out": str(out), "seed": seed, "compile": torch.cuda.is_available()}
+    config = TrainConfig(**BASES[args.network] | EVERY | ARMS[arm] | place | {"steps": args.steps})
     run = Run(config, before, resume=(out / "state.pt").exists())
     began = time.time()
     while run.step < config.steps:
@@ -105,15 +109,16 @@ def times_of(bridge: Bridge, levels: Tensor) -> Tensor:
 def walk(model: Pretrained, x1: Tensor, nfe: int, sampler: Any, on: Bridge | None, seed: int) -> Tensor:
     """Restorations in [-1, 1]; `on`: the bridge whose uniform grid of levels is walked, if not its own."""
     denoiser, out = model.denoiser, []
+    size = 16 if model.device.type == "cpu" else 128
     grid = (on or denoiser.bridge).schedule.grid(nfe)
     times = times_of(denoiser.bridge, on.noise_level(grid)) if on else grid
     drawn = generators(seed, len(x1))
-    for i in range(0, len(x1), 16):
-        y, g = x1[i : i + 16], drawn[i : i + 16]
+    for i in range(0, len(x1), size):
+        y, g = x1[i : i + size].to(model.device), drawn[i : i + size]
         walked = sample(
             lambda xt, t, y=y: denoiser(xt, t, y), denoiser.bridge, y, nfe, sampler, times=times, generator=g
         )
-        out.append(walked.x.clamp(-1, 1))
+        out.append(walked.x.clamp(-1, 1).cpu())
     return torch.cat(out)
 
 
@@ -145,13 +150,15 @@ def main() -> None:
     parser.add_argument("--split", default=None)
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
-    parser.add_argument("--steps", type=int, default=BASE["steps"])
+    parser.add_argument("--network", default="unet-tiny", choices=BASES)
+    parser.add_argument("--steps", type=int, default=None, help="of every training, if not the network's own")
     parser.add_argument("--metrics", nargs="+", default=["psnr", "lpips"])
     parser.add_argument("--fid", action="store_true", help="also of the rows with most calls, seed 0")
     parser.add_argument("--limit", type=int, default=None)
     parser.add_argument("--out", type=Path, default=Path("data/runs/controls"))
     parser.add_argument("--work", type=Path, default=Path("runs/controls"), help="states and weights")
     args = parser.parse_args()
+    args.steps = args.steps or BASES[args.network]["steps"]
 
     clean = load_images(args.data, args.split, 64)[: args.limit]
     x0 = to_float(clean)
@@ -159,7 +166,7 @@ def main() -> None:
     device = device_name(auto_device())
     data = {"source": Path(args.data).name, "images": len(x0), "fingerprint": fingerprint(clean)}
     record: dict[str, Any] = {"data": data, "seed": args.seeds[0], "device": device}
-    config = BASE | {"steps": args.steps, "train": Path(args.train).name, "arms": ARMS}
+    config = BASES[args.network] | {"steps": args.steps, "train": Path(args.train).name}
     record |= {"config": config, "config_hash": config_hash(config), "results": []}
     each: dict[str, Any] = {}
     if file.exists():
@@ -188,7 +195,8 @@ def main() -> None:
                 seconds = round(time.time() - began, 1)
                 fid = ["fid"] if args.fid and seed == args.seeds[0] and nfe in (1, 10) else []
                 values, each[name] = measure(x, x0, start, blur, args.metrics + fid)
-                how = {"arm": arm, "training_seed": seed, "sampler": sampler, "nfe": nfe, "grid": grid}
+                how = {"arm": arm, "changes": ARMS[arm], "training_seed": seed}
+                how |= {"sampler": sampler, "nfe": nfe, "grid": grid}
                 run = {k: model.record[k] for k in ("step", "seconds", "precision")}
                 row = {"row": name, **how, **values, "seconds": seconds, "run": run}
                 record["results"].append(row | {"git_commit": git_commit(), "device": device})

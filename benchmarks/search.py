@@ -90,15 +90,15 @@ class Model(Denoiser):
         super().__init__(config if "input" in roles else dataclasses.replace(config, tikhonov=0.0))
         self.config, self.weight, self.roles = config, weight, roles
 
-    def forward(self, xt: Tensor, t: Tensor, x1: Tensor | None = None) -> Tensor:
+    def forward(self, xt: Tensor, t: Tensor, x1: Tensor | None = None, g: Tensor | None = None) -> Tensor:
         if not self.config.tikhonov or self.roles == ("base", "input"):
-            return super().forward(xt, t, x1)
-        s, g = self.scalings(expand(t, xt)), self.guess(x1)
+            return super().forward(xt, t, x1, g)
+        s, g = self.scalings(expand(t, xt)), self.guess(x1) if g is None else g
         planes = [s.in_t * xt, s.in_1 * x1] + [s.in_1 * g] * ("input" in self.roles)
         base = g if "base" in self.roles else x1
         return s.skip_t * xt + s.skip_1 * x1 + s.skip_g * base + s.out * self._raw(planes, t)
 
-    def loss(self, x0: Tensor, x1: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    def loss(self, x0: Tensor, x1: Tensor, t: Tensor, noise: Tensor, *more: Any) -> Tensor:
         unit, var = super().loss(x0, x1, t, noise), self.scalings(t).out.square()
         return unit * {"unit": 1, "uniform": var, "sigma": var / self.bridge.schedule.var_fwd(t)}[self.weight]
 

@@ -115,6 +115,7 @@ PRESETS = {
     "celeba64-deblur-cunet": _full(network="cunet", cond_x1=False, prediction="eps", beta_min=0.01),
     **{f"celeba64-{name}": _full(degradation=name) for name in DEGRADATIONS if name[:2] in ("sr", "in")},
     "celeba64-deblur-uniform": _full(degradation="blur-uniform"),
+    "celeba64-colour": _full(degradation="grey"),
     "celeba64-jpeg-5": _full(degradation="jpeg", degradation_options={"quality": 5}),
     "celeba64-jpeg-10": _full(degradation="jpeg", degradation_options={"quality": 10}),
 }

@@ -20,6 +20,8 @@ from torch import Tensor
 from i2sb_lib.images import quantise, to_float, to_tensor, to_uint8
 from i2sb_lib.operators import Degradation, Separable
 
+LUMA = (0.299, 0.587, 0.114)
+
 
 def _filter_matrix(kernel: Tensor, n: int) -> Tensor:
     """Filter n pixels with an odd kernel, reflecting at both ends without repeating the border."""
@@ -121,6 +123,19 @@ class FreeformMask(Degradation):
 
     def apply(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         return x.masked_fill(self.mask(x, generator), 0.0)
+
+
+@dataclass(frozen=True)
+class Grey(Degradation):
+    """The luma of red, green and blue (Rec. 601) in all three: colour is what is lost."""
+
+    linear = True
+
+    def apply(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return (x * x.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True).expand_as(x)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return y.sum(1, keepdim=True) * y.new_tensor(LUMA)[:, None, None]
 
 
 @dataclass(frozen=True)
@@ -244,6 +259,7 @@ DEGRADATIONS: dict[str, tuple[type[Degradation], dict[str, Any]]] = {
     "inpaint-centre": (CentreMask, {}),
     "inpaint-freeform": (FreeformMask, {}),
     "jpeg": (JPEG, {}),
+    "grey": (Grey, {}),
     "noise": (Noise, {}),
     "mixture": (Mixture, {}),
     "none": (Compose, {"parts": ()}),

@@ -214,15 +214,24 @@ class Denoiser(nn.Module):
             raise ValueError(f"{self.config.network}: expected the network to give {wanted}, got {got}")
         return raw.float()
 
-    def loss(self, x0: Tensor, x1: Tensor, t: Tensor, noise: Tensor, floor: float = 0.0) -> Tensor:
+    def loss(
+        self,
+        x0: Tensor,
+        x1: Tensor,
+        t: Tensor,
+        noise: Tensor,
+        floor: float = 0.0,
+        g: Tensor | None = None,
+    ) -> Tensor:
         """Per-sample loss (B,): mean over pixels of |D(x_t, t) - x0|^2 / out(t)^2, t in (0, 1].
 
-        floor: above 0, and with `cond_x1`, an image's own damage d^2 = mean |x1 - x0|^2 + floor^2 takes the
-        place of the variance v in out^2, so that a picture that is nearly whole counts as much as another.
+        g: `guess(x1)`, where it is known already. floor: above 0, and with `cond_x1`, an image's own damage
+        d^2 = mean |x1 - x0|^2 + floor^2 takes the place of the variance v in out^2, so that a picture that is
+        nearly whole counts as much as another.
         """
         xt = self.bridge.q_sample(t, x0, x1, noise)
         out = self.scalings(expand(t, x0)).out
-        loss = ((self(xt, t, x1) - x0) / out).square().flatten(1).mean(1)
+        loss = ((self(xt, t, x1, g) - x0) / out).square().flatten(1).mean(1)
         if not floor:
             return loss
         m00, m11, m01 = self.config.moments

@@ -48,8 +48,8 @@ class _Loss(nn.Module):
         super().__init__()
         self.model, self.floor = model, floor
 
-    def forward(self, x0: Tensor, x1: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        return self.model.loss(x0, x1, t, noise, self.floor).mean()
+    def forward(self, x0: Tensor, x1: Tensor, t: Tensor, noise: Tensor, g: Tensor) -> Tensor:
+        return self.model.loss(x0, x1, t, noise, self.floor, g).mean()
 
 
 class Trainer:
@@ -182,7 +182,9 @@ class Trainer:
         """One step of Algorithm 1; its loss waits in `pending`, so that no device is waited for."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.step)
-        batch = self.batches(self.step)
+        x0, x1, t, noise = self.batches(self.step)
+        with torch.no_grad():  # apart from the network, so that it compiles as one graph
+            batch = x0, x1, t, noise, self.model.guess(x1)
         with self.batches.dropout(self.step):
             loss = self.host.descend(self.wrapped, batch, self.optimizer, self.config.clip)
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
