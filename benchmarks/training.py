@@ -76,7 +76,7 @@ def wait() -> None:
 
 
 def smooth(count: int) -> Tensor:
-    """Noise at three scales, uint8 (N, 3, SIDE, SIDE), where no photograph is; decoded as fast as one."""
+    """Noise at three scales, uint8 (N, 3, SIDE, SIDE), where no photograph is; decoded about as fast."""
     draw, sum_ = torch.Generator().manual_seed(0), torch.zeros(count, 3, SIDE, SIDE)
     for n in (4, 16, 32):
         noise = torch.randn(count, 3, n, n, generator=draw)
