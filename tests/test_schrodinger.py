@@ -241,6 +241,35 @@ def test_a_tolerance_that_is_not_reached_is_said(monkeypatch: pytest.MonkeyPatch
     assert len(calls) == 20_000
 
 
+@pytest.mark.parametrize("v", [0.05, 0.01])
+def test_mixing_finds_the_same_system_in_several_times_fewer_iterations(v: float) -> None:
+    x, schedule = line(201), Schedule.constant(v)
+    box = ((x.abs() > 0.5) & (x.abs() < 1)).double()  # with zeros
+    for p, q in ((bumps(x, -1.0, 0.2), bumps(x, -0.4, 0.8)), (box, bumps(x, 0.0, 0.7))):
+        own, mixed = (SchrodingerSystem(schedule, [x], p, q, mixing=m) for m in (0, 6))
+        assert len(mixed.errors) < len(own.errors) / 3
+        assert mixed.errors[-1] <= 1e-10
+        for t in (0.0, 0.5, 1.0):
+            gap = (mixed.density(t) - own.density(t)).abs().sum() * own.spacing[0]
+            assert float(gap) < 5e-8
+
+
+def test_a_mixture_that_is_worse_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, mixed = line(61), schrodinger._mixed
+
+    def far(kept: list, weight: torch.Tensor) -> torch.Tensor:
+        return mixed(kept, weight) if len(kept) == 1 else kept[-1][0] + 30 * x.sin()
+
+    ends = bumps(x, -1.0, 0.2), bumps(x, 0.5)
+    plain = SchrodingerSystem(SCHEDULE, [x], *ends, tol=1e-8).errors
+    monkeypatch.setattr(schrodinger, "_mixed", far)
+    errors = SchrodingerSystem(SCHEDULE, [x], *ends, tol=1e-8, mixing=3).errors
+    rises = [k for k, (a, b) in enumerate(pairwise(errors)) if b > a]
+    assert len(rises) > 3
+    kept = [e for k, e in enumerate(errors) if k - 1 not in rises]  # what is left is Sinkhorn's own iteration
+    assert kept == pytest.approx(plain, rel=1e-6)
+
+
 def test_zero_mass_is_allowed() -> None:
     x = line(121)
     box = ((x.abs() > 0.5) & (x.abs() < 1)).double()
