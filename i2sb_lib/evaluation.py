@@ -75,6 +75,21 @@ def _lpips(x: Tensor, y: Tensor) -> Tensor:
     return _batched(_alex(x.device), x, y)
 
 
+@lru_cache(1)
+def _inception() -> str:
+    """torch-fidelity's Inception with channels last, by its name there: on a CPU two thirds of the time."""
+    from torch_fidelity import register_feature_extractor
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    class Inception(FeatureExtractorInceptionV3):  # type: ignore[misc]
+        def __init__(self, *given: Any, **how: Any) -> None:
+            super().__init__(*given, **how)
+            self.to(memory_format=torch.channels_last)
+
+    register_feature_extractor("inception-v3-channels-last", Inception)
+    return "inception-v3-channels-last"
+
+
 def _fidelity(x: Tensor, y: Tensor, names: set[str]) -> dict[str, Metric]:
     """FID and KID of torch-fidelity; Inception features are kept under each set's fingerprint."""
     from torch_fidelity import calculate_metrics
@@ -95,6 +110,8 @@ def _fidelity(x: Tensor, y: Tensor, names: set[str]) -> dict[str, Metric]:
             kid="kid" in names,
             kid_subset_size=min(1000, len(x)),
             cuda=torch.cuda.is_available(),
+            feature_extractor=None if torch.cuda.is_available() else _inception(),
+            save_cpu_ram=True,  # no processes that load: the images are here
             verbose=False,
         )
     keys = {"fid": "frechet_inception_distance", "kid": "kernel_inception_distance_mean"}

@@ -100,6 +100,19 @@ def test_fid_compares_sets_and_caches_their_features(pair, fid_weights, tmp_path
     assert sum(seen) == 18
 
 
+@pytest.mark.slow
+def test_channels_last_changes_no_feature(pair, fid_weights):
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
+
+    x = to_uint8(pair[0][:2])
+    kinds = FeatureExtractorInceptionV3, FEATURE_EXTRACTORS_REGISTRY[evaluation._inception()]
+    with torch.no_grad():
+        plain, fast = (kind("any", ["2048"]).eval()(x)[0] for kind in kinds)
+    assert plain.std() > 0.1
+    torch.testing.assert_close(fast, plain, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
