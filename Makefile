@@ -3,6 +3,7 @@
 # make test-fast   runs the tests that are quick
 # make check-book  renders the book and opens every page in headless Chromium
 # make execute     runs the chapters whose code changed, or one: make execute CHAPTER=07_two_algorithms
+# make bench-quick runs every script that compares speeds, in little, into runs/bench-quick
 # make help        says this
 PYTHON ?= python3
 BIN := .venv/bin
@@ -13,7 +14,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist loads
 
 RENDER := $(BIN)/jupyter-book build --warningiserror --nitpick --keep-going .
 
-.PHONY: book test test-fast check-book execute demo lint clean help
+.PHONY: book test test-fast check-book execute bench-quick demo lint clean help
 
 book: demo
 	$(RENDER)
@@ -47,6 +48,13 @@ check-book: .venv/ready
 
 execute: .venv/ready
 	$(BIN)/python book/execute.py $(CHAPTER)
+
+# one thread, as in the records
+bench-quick: export OMP_NUM_THREADS := 1
+bench-quick: .venv/ready
+	@for name in solving evaluating restoring training; do \
+	  echo "benchmarks/$$name.py"; \
+	  $(BIN)/python benchmarks/$$name.py --quick --out runs/bench-quick/$$name || exit 1; done
 
 .venv/ready: pyproject.toml
 	@echo "Making the environment in .venv: PyTorch alone is several GB, so this takes minutes."

@@ -1,0 +1,238 @@
+"""How fast is a restoration, beside the sampler of the published code? And against batch, size, a cold start.
+
+    ours       `restore` with the flagship and its defaults: ten calls, "sde"
+    ours N     the same in fewer calls (on the quadratic grid where it says so)
+    published  the pattern of `ddpm_sampling` in the code of [Liu 2023], written here for this: float32,
+               contiguous, a table of steps, and at each the time's features, the network, the estimate
+               clamped, the state carried on, noise for the batch, and a copy of the estimate kept on the
+               host. The same weights, in 100 steps; 1000 cost ten times as much
+    report     that with the network of [Zaytsev 2024], 100 steps. Its weights are not trained, which does not
+               change the time; the record of `celeba64-deblur-cunet` has the quality of trained ones
+
+All restore the same photographs, and LPIPS is that of the whole walks. A call of the network is timed in
+pairs, the walks once each. The other parts: images a second against batch and size, with the peak memory of a
+process of its own; the flagship's guess against size; and from an interpreter's start to the first restored
+image, in turns with `import torch` alone. Seconds are those of one core.
+
+    python benchmarks/restoring.py [--data PATH] [--photos 16] [--sizes 64 … 1024] [--quick]
+"""
+
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from timing import median, options, peak_of, ratio, turns, write
+from torch import Tensor, nn
+
+from i2sb_lib.bridge import expand
+from i2sb_lib.checkpoints import DEFAULT, Pretrained, load_pretrained
+from i2sb_lib.data import fingerprint, load_images
+from i2sb_lib.degradations import create_degradation
+from i2sb_lib.denoiser import Denoiser
+from i2sb_lib.evaluation import MetricUnavailable, bootstrap, evaluate
+from i2sb_lib.images import to_float
+from i2sb_lib.networks import create_network
+from i2sb_lib.operators import Separable, _factors
+
+FLAGSHIP = "celeba64-deblur"
+WALKS: dict[str, dict[str, Any]] = {
+    "ours": {}, "ours 5, quadratic": {"nfe": 5, "power": 2.0}, "ours 3": {"nfe": 3}, "ours 2": {"nfe": 2},
+}  # fmt: skip
+
+
+@torch.no_grad()
+def published(denoiser: Denoiser, net: nn.Module, x1: Tensor, steps: int, calls: int | None = None) -> Tensor:
+    """The walk in `steps` steps, or its first `calls` of them; the last estimate."""
+    bridge, times = denoiser.bridge, denoiser.bridge.schedule.grid(steps).float()
+    std = bridge.schedule.var_fwd(times).sqrt()
+    g = denoiser.guess(x1)
+    told, log, xt = denoiser.config.tikhonov > 0, [], x1
+    for n in range(calls or steps):
+        t = torch.full((len(x1),), float(times[n]))
+        s = denoiser.scalings(expand(t, xt))
+        raw = net(torch.cat([s.in_t * xt, s.in_1 * x1, *[s.in_1 * g] * told], 1).contiguous(), t)
+        x0_hat = (s.skip_t * xt + s.skip_1 * x1 + s.skip_g * g + s.out * raw).clamp(-1, 1)
+        log.append(x0_hat.cpu().clone())
+        share = (std[n + 1] / std[n]) ** 2  # of x_t in the mean of p(x_s | x0_hat, x_t)
+        xt = share * xt + (1 - share) * x0_hat
+        if n < steps - 1:
+            xt = xt + std[n + 1] * (1 - share).sqrt() * torch.randn_like(xt)
+    return x0_hat
+
+
+def plain(net: nn.Module) -> nn.Module:
+    """The network in the layout that PyTorch gives by default."""
+    return net.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+
+
+def network(name: str) -> nn.Module:
+    return plain(create_network(name, 9))
+
+
+def compare(model: Pretrained, x0: Tensor, rounds: int, steps: int) -> dict[str, Any]:
+    """Seconds of a call in pairs, seconds and LPIPS of whole walks, and their ratios."""
+    x1 = create_degradation("blur-gauss", quantise=True)(x0)
+    peer = plain(load_pretrained(FLAGSHIP, "cpu").denoiser.net)
+    report, few = network("cunet"), x1[:4]
+    calls = {
+        "ours": partial(model.restore, few, 3),
+        "published": partial(published, model.denoiser, peer, few, 1000, 3),
+        "report": partial(published, model.denoiser, report, few, 100, 3),
+    }
+    call = turns(rounds, **calls)
+    out: dict[str, Tensor] = {}
+
+    def kept(name: str, walk: partial[Tensor]) -> None:
+        torch.manual_seed(0)
+        out[name] = walk()
+
+    walks: dict[str, Any] = {
+        k: partial(kept, k, partial(model.restore, x1, **how)) for k, how in WALKS.items()
+    }
+    walks["published"] = partial(kept, "published", partial(published, model.denoiser, peer, x1, steps))
+    seconds = {k: v[0] for k, v in turns(1, warm=False, **walks).items()}
+    scale = median(call["published"]) * steps / 3 * len(x1) / len(few)
+    rows: list[dict[str, Any]] = []
+    for name, x in out.items():
+        row: dict[str, Any] = {
+            "walk": name,
+            "calls": WALKS.get(name, {}).get("nfe", 10),
+            "seconds": seconds[name],
+        }
+        row |= {"calls": steps} if name == "published" else {}
+        try:
+            found = evaluate(x.clamp(-1, 1), x0, ["psnr", "lpips"])
+            theirs = evaluate(out["published"], x0, ["lpips"])["lpips"].per_image
+            row |= {k: v.value for k, v in found.items()}
+            own = found["lpips"].per_image
+            assert own is not None
+            assert theirs is not None
+            row["lpips_less_published"] = list(bootstrap(own - theirs)[:3])
+        except MetricUnavailable:
+            row |= {k: v.value for k, v in evaluate(x, x0, ["psnr"]).items()}
+        row |= {"times_as_fast_as_published": seconds["published"] / seconds[name]}
+        if name != "published":
+            row["times_as_fast_as_1000_steps"] = 1000 / steps * seconds["published"] / seconds[name]
+            share = ratio(call, "report", "published")
+            row["times_as_fast_as_the_report"] = share * seconds["published"] * 100 / steps / seconds[name]
+        rows.append(row)
+    return {
+        "photographs": len(x0),
+        "call": {
+            "seconds_an_image": {k: median(v) / 3 / len(few) for k, v in call.items()},
+            "published_over_ours": ratio(call, "published", "ours"),
+            "report_over_published": ratio(call, "report", "published"),
+        },
+        "whole_walk_over_its_calls": seconds["published"] / scale,
+        "walks": rows,
+    }
+
+
+def once(side: int, count: int) -> None:
+    load_pretrained(DEFAULT, "cpu").restore(torch.zeros(count, 3, side, side) - 0.1)
+
+
+def throughput(x0: Tensor, batches: list[int], sizes: list[int], rounds: int, memory: bool) -> dict[str, Any]:
+    """The default model, one call: images a second by batch at 64 x 64, megapixels a second by side."""
+    model = load_pretrained(DEFAULT, "cpu")
+    many = x0.repeat(-(-max(batches) // len(x0)), 1, 1, 1)
+    calls = {str(n): partial(model.restore, many[:n], batch_size=n) for n in batches}
+    found = turns(rounds, **calls)
+    by_batch = [{"batch": n, "images_a_second": n / median(found[str(n)])} for n in batches]
+    by_size = []
+    for side in sizes:
+        tiles = -(-side // 64)
+        x = torch.cat([torch.cat([*many[:tiles]], -1)] * tiles, -2) if len(many) >= tiles else None
+        x = many[:1].repeat(1, 1, tiles, tiles)[..., :side, :side] if x is None else x[None, :, :side, :side]
+        seconds = median(
+            turns(rounds if side <= 256 else 1, warm=side <= 256, one=partial(model.restore, x))["one"]
+        )
+        row = {"side": side, "seconds": seconds, "megapixels_a_second": side**2 / seconds / 1e6}
+        by_size.append(row | ({"bytes": peak_of(once, side, 1)} if memory else {}))
+    return {"model": DEFAULT, "by_batch": by_batch, "by_size": by_size}
+
+
+def guesses(model: Pretrained, sizes: list[int]) -> list[dict[str, Any]]:
+    """Seconds of the Tikhonov guess by side: its factors, once for each side, and the guess itself."""
+    operator, rows = model.denoiser.operator, []
+    assert isinstance(operator, Separable)
+    for side in sizes:
+        other = create_degradation("blur-gauss", sigma=2.0 + 1e-6)  # whose factors nobody has asked for
+        assert isinstance(other, Separable)
+        y = torch.rand(1, 3, side, side) * 2 - 1
+        factors = turns(1, warm=False, one=partial(_factors, other, side, y.device))["one"][0]
+        rows.append({
+            "side": side, "factors": factors,
+            "apply": median(turns(3, one=partial(other.inverse, y, model.denoiser.config.tikhonov))["one"]),
+        })  # fmt: skip
+    return rows
+
+
+COLD = """
+import i2sb_lib, numpy
+model = i2sb_lib.load_pretrained(device="cpu")
+model.restore(numpy.full((64, 64, 3), 100, numpy.uint8))
+"""
+
+
+def start(code: str) -> None:
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def main() -> None:
+    parser = options(__doc__, "restoring")
+    parser.add_argument("--data", default="embedded", help="photographs: what load_images takes")
+    parser.add_argument("--photos", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16, 64])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128, 256, 512, 1024])
+    parser.add_argument("--guesses", type=int, nargs="+", default=[64, 256, 1024, 2048])
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    if args.quick:
+        args.photos, args.steps, args.batches, args.sizes, args.guesses = 2, 12, [1, 4], [64], [64]
+        args.rounds = 1
+    torch.set_num_threads(1)
+    x0 = to_float(load_images(args.data, None, 64, progress=False)[: args.photos])
+    model = load_pretrained(FLAGSHIP, "cpu")
+    walked = compare(model, x0, args.rounds, args.steps)
+    one = walked["call"]["seconds_an_image"]
+    print("seconds of a call and image: " + ", ".join(f"{k} {v:.4f}" for k, v in one.items()))
+    print(f"{'walk':20} calls  seconds   LPIPS  times as fast as published, 1000 steps, report")
+    for r in walked["walks"]:
+        fast = [r.get(f"times_as_fast_as_{k}", 0.0) for k in ("published", "1000_steps", "the_report")]
+        lpips = r.get("lpips", float("nan"))
+        print(
+            f"{r['walk']:20} {r['calls']:5} {r['seconds']:8.2f} {lpips:7.4f} "
+            + " ".join(f"{v:8.1f}" for v in fast)
+        )
+    speed = throughput(x0, args.batches, args.sizes, args.rounds, not args.quick)
+    print(
+        "images/s by batch: "
+        + ", ".join(f"{r['batch']}: {r['images_a_second']:.1f}" for r in speed["by_batch"])
+    )
+    for r in speed["by_size"]:
+        said = f"{r['side']:5}^2 {r['seconds']:8.2f} s {r['megapixels_a_second']:.4f} MP/s"
+        print(said, f"{r['bytes'] / 1e6:.0f} MB" if "bytes" in r else "")
+    parts = guesses(model, args.guesses)
+    for r in parts:
+        print(f"guess {r['side']:5}^2: factors {r['factors']:.3f} s, apply {r['apply']:.3f} s")
+    cold = turns(args.rounds, torch=partial(start, "import torch"), first=partial(start, COLD))
+    beside = ratio(cold, "first", "torch")
+    print(
+        f"first image after a cold start: {beside:.2f} times `import torch` ({median(cold['torch']):.2f} s)"
+    )
+    config = {k: v for k, v in vars(args).items() if k not in ("out", "quick")} | {
+        "data": Path(args.data).name
+    }
+    data = {"source": config["data"], "images": len(x0), "fingerprint": fingerprint(x0)}
+    starts = {"seconds": {k: median(v) for k, v in cold.items()}, "first_image_over_import_torch": beside}
+    results = {"walks": walked, "throughput": speed, "guess": parts, "cold_start": starts}
+    write(args, config, data, checkpoint=FLAGSHIP, results=results)
+
+
+if __name__ == "__main__":
+    main()
