@@ -13,6 +13,7 @@ from i2sb_lib.devices import to_float64
 from i2sb_lib.images import check_images
 
 PIXELS = 2**22  # inverted at a time, so that a large photograph needs little memory beside itself
+DENSE, ROWS = 128, 32  # above so many pixels a side a matrix is applied so many of its rows at a time
 LIMITS: dict[str, tuple[float, float]] = {
     "kernel_size": (1, 255), "sigma": (1e-2, 1e3), "factor": (1, 1024), "fraction": (0, 1), "std": (0, 10),
     "strokes": (1, 100), "corners": (1, 100), "width": (0, 1), "quality": (1, 100), "clean": (0, 1),
@@ -66,17 +67,22 @@ class Separable(Degradation):
         """The operator on one side of n pixels, (n, n) float64, rows summing to one."""
         raise NotImplementedError
 
-    def _sides(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        (h,), (w,) = (_on_device(self, n, x.device, x.dtype) for n in x.shape[-2:])
-        return h, w
-
     def apply(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        a_h, a_w = self._sides(x)
-        return a_h @ x @ a_w.T
+        return self._product(x, adjoint=False)
 
     def adjoint(self, y: Tensor) -> Tensor:
-        a_h, a_w = self._sides(y)
-        return a_h.T @ y @ a_w
+        return self._product(y, adjoint=True)
+
+    def _product(self, x: Tensor, adjoint: bool) -> Tensor:
+        """A_h x A_w^T, or A_h^T x A_w; on a CPU large sides go by the parts of A that are not zero."""
+        if x.device.type == "cpu" and max(x.shape[-2:]) > DENSE and not torch.compiler.is_compiling():
+            for _ in range(2):  # along the height, then along the width
+                starts, *blocks = _bands(self, x.shape[-2], x.dtype, adjoint)
+                places = zip(starts.tolist(), blocks, strict=True)
+                x = torch.cat([b @ x[..., i : i + b.shape[1], :] for i, b in places], -2).mT
+            return x.contiguous()
+        a_h, a_w = (_on_device(self, n, x.device, x.dtype)[0] for n in x.shape[-2:])
+        return a_h.T @ x @ a_w if adjoint else a_h @ x @ a_w.T
 
     def inverse(self, y: Tensor, lam: float = 0.0) -> Tensor:
         """Tikhonov's argmin_x |Hx - y|^2 + lam |x|^2, in float64 by the SVD A = U S V^T of each side.
@@ -159,6 +165,15 @@ def _kept(make: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor
 @_kept
 def _on_device(op: Separable, n: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
     return (op.matrix(n).to(dtype).to(device),)
+
+
+@_kept
+def _bands(op: Separable, n: int, dtype: torch.dtype, adjoint: bool) -> tuple[Tensor, ...]:
+    """ROWS of A or A^T at a time without the zeros at both sides, after the places where the blocks begin."""
+    a = op.matrix(n).to(dtype)
+    found = [(r, r.any(0).nonzero().flatten().tolist() or [0]) for r in (a.T if adjoint else a).split(ROWS)]
+    blocks = [rows[:, seen[0] : seen[-1] + 1].clone() for rows, seen in found]
+    return torch.tensor([seen[0] for _, seen in found]), *blocks
 
 
 def _fold(x: Tensor, dim: int) -> Tensor:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from i2sb_lib import operators
-from i2sb_lib.degradations import JPEG, CentreMask, GaussianBlur, Noise
+from i2sb_lib.degradations import JPEG, CentreMask, Downsample, GaussianBlur, Noise, UniformBlur
 
 F64 = torch.float64
 
@@ -30,6 +30,31 @@ def test_what_is_hardly_lopsided_is_not_taken_for_symmetric(share):
     h = torch.kron(op.matrix(12), op.matrix(9))
     y = (x.flatten(2) @ h).reshape(x.shape)
     torch.testing.assert_close(op.adjoint(x), y, rtol=0, atol=1e-12)
+
+
+@dataclass(frozen=True)
+class Sampled(operators.Separable):
+    """Every 50th pixel, as often as it was left out: most pixels are not seen at all."""
+
+    def matrix(self, n):
+        return torch.eye(n, dtype=F64)[torch.arange(n) // 50 * 50]
+
+
+@pytest.mark.parametrize(
+    "op", [GaussianBlur(), UniformBlur(9), Downsample(4, True), Lopsided(0.3), Sampled()], ids=repr
+)
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-5), (F64, 1e-12)])
+def test_a_large_side_s_bands_are_its_matrix(op, dtype, atol, monkeypatch):
+    x = torch.rand(2, 3, 200, 136, dtype=dtype) * 2 - 1
+    a_h, a_w = (op.matrix(n).to(dtype) for n in x.shape[-2:])
+    used = []
+    monkeypatch.setattr(operators, "_bands", lambda *key, f=operators._bands: used.append(key) or f(*key))
+    for got, expected in ((op(x), a_h @ x @ a_w.T), (op.adjoint(x), a_h.T @ x @ a_w)):
+        torch.testing.assert_close(got, expected, rtol=0, atol=atol)
+        assert got.is_contiguous()
+    assert len(used) == 4
+    op(x[..., :128, :128])
+    assert len(used) == 4
 
 
 def test_an_inverse_needs_a_finite_weight_that_is_not_negative():
