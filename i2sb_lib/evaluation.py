@@ -81,13 +81,10 @@ def _inception() -> str:
     from torch_fidelity import register_feature_extractor
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    class Inception(FeatureExtractorInceptionV3):  # type: ignore[misc]
-        def __init__(self, *given: Any, **how: Any) -> None:
-            super().__init__(*given, **how)
-            self.to(memory_format=torch.channels_last)
-
-    register_feature_extractor("inception-v3-channels-last", Inception)
-    return "inception-v3-channels-last"
+    last, name = {"memory_format": torch.channels_last}, "inception-v3-channels-last"
+    how = {"forward": lambda net, x: FeatureExtractorInceptionV3.forward(net.to(**last), x)}
+    register_feature_extractor(name, type("Inception", (FeatureExtractorInceptionV3,), how))
+    return name
 
 
 def _fidelity(x: Tensor, y: Tensor, names: set[str]) -> dict[str, Metric]:

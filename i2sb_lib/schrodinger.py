@@ -51,13 +51,17 @@ def heat(log_f: Tensor, spacing: Sequence[float], variance: float) -> Tensor:
     return g.reshape(log_f.shape)
 
 
-def _mixed(kept: list[tuple[Tensor, Tensor]], weight: Tensor) -> Tensor:
-    """Of mixtures of the images F(u), that whose steps F(u) - u, mixed alike, are least in mean square."""
+def _mixed(kept: list[tuple[Tensor, Tensor]], p: Tensor) -> Tensor:
+    """Of mixtures of the images F(u), that whose steps F(u) - u, mixed alike, have the least mean square.
+
+    kept: images and steps, the last one last. The mean is under the density p, in which the linearised F is
+    symmetric.
+    """
     (image, step), earlier = kept[-1], kept[:-1]
     if not earlier:
         return image
-    steps = torch.stack([(s - step).flatten() * weight for _, s in earlier])
-    shares = torch.linalg.lstsq(steps @ steps.T, -steps @ (step.flatten() * weight)[:, None]).solution
+    steps = torch.stack([(s - step).flatten() for _, s in earlier])
+    shares = torch.linalg.lstsq(*(steps * p.flatten() @ v for v in (steps.T, -step.reshape(-1, 1)))).solution
     return image + sum(float(a) * (f - image) for a, (f, _) in zip(shares, earlier, strict=True))
 
 
@@ -73,14 +77,9 @@ class SchrodingerSystem:
     """
 
     def __init__(
-        self,
-        schedule: Schedule,
-        axes: list[Tensor],
-        p_a: Tensor,
-        p_b: Tensor,
-        tol: float = 1e-10,
+        self, schedule: Schedule, axes: list[Tensor], p_a: Tensor, p_b: Tensor, tol: float = 1e-10,
         mixing: int = 0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.schedule, self.axes, self.errors = schedule, [_f64(a) for a in axes], list[float]()
         shape, gaps = tuple(len(a) for a in self.axes), [a.diff() for a in self.axes]
         even = [len(g) > 1 and bool(0 < g.max() < 1.001 * g.min()) for g in gaps]
@@ -93,7 +92,6 @@ class SchrodingerSystem:
                 raise ValueError(f"expected densities >= 0 of shape {shape}, got {tuple(p.shape)}")
         self.p_a, self.p_b = (_f64(p) / (_f64(p).sum() * cell) for p in (p_a, p_b))
         log_psi0, kept = torch.zeros_like(self.p_a), list[tuple[Tensor, Tensor]]()
-        weight = self.p_a.flatten().sqrt()
         while not (self.errors and self.errors[-1] <= tol):
             if len(self.errors) == 10_000:
                 raise ValueError(f"no error below {tol} in 10,000 iterations: raise tol or beta")
@@ -105,7 +103,7 @@ class SchrodingerSystem:
                 log_psi0, kept = kept[-1][0], []
             else:
                 kept = [*kept, (image, image - log_psi0)][-1 - mixing :]
-                log_psi0 = _mixed(kept, weight)
+                log_psi0 = _mixed(kept, self.p_a)
         scale = hat0.flatten().logsumexp(0) + math.log(cell)
         self._hat0, self._psi1 = hat0 - scale, psi1 + scale
 
