@@ -11,11 +11,18 @@ marginals of 1e-8. Each takes its turn in one process, one core, float64, and a 
     conv    ot.bregman.convolutional_barycenter2d of two images, POT's solver that needs no such matrix,
             without logarithms and with (conv_log): it solves another problem, so what is compared is the time
             of one application of the kernel to one field
+    ott     OTT's Sinkhorn on its grid geometry, compiled beforehand, to the same error: in logarithms as ours,
+            and with the kernel itself (ott_kernel), where nothing may underflow. It is in no extra of this
+            project (`pip install ott-jax`), and without it these columns are empty
 
     python benchmarks/solving.py [--sizes 64 128 256 512] [--rounds 3] [--quick]
 """
 
+import importlib.metadata
+import importlib.util
 import math
+import os
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -30,7 +37,11 @@ from i2sb_lib.schedule import Schedule
 from i2sb_lib.schrodinger import SchrodingerSystem, heat
 
 SCHEDULE, EDGE, MIXING = Schedule.symmetric(), 3.0, 6
-DENSE, LOGARITHMS = 64, 256  # the largest sides: of 4,096^2 pairs, and of n^3 terms at a time
+# the largest sides: of 4,096^2 pairs; of n^3 terms at a time, in POT's two iterations and in OTT's hundred
+DENSE, LOGARITHMS, OTT = 64, 256, 128
+
+
+OTT_THERE = importlib.util.find_spec("ott") is not None
 
 
 def problem(n: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -69,6 +80,27 @@ def convolutional(n: int, iterations: int, method: str) -> None:
     ot.bregman.convolutional_barycenter2d(images, reg, method=method, **how)
 
 
+def ott(n: int, tol: float, logarithms: bool) -> Callable[[], Any]:
+    """A call of OTT's solver, which is compiled at the first; jax works with one thread and in float64."""
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
+    import jax
+    from ott.geometry import grid
+    from ott.problems.linear import linear_problem
+    from ott.solvers.linear import sinkhorn
+
+    jax.config.update("jax_enable_x64", True)
+    x, *ends = problem(n)
+    axis, a, b = (jax.numpy.asarray(v.numpy()) for v in (x, *((d / d.sum()).flatten() for d in ends)))
+    how = {"threshold": tol, "max_iterations": 10_000, "lse_mode": logarithms}
+    solver = jax.jit(sinkhorn.Sinkhorn(**how))
+
+    def run() -> Any:
+        geometry = grid.Grid(x=[axis, axis], epsilon=2 * SCHEDULE.total)
+        return jax.block_until_ready(solver(linear_problem.LinearProblem(geometry, a, b)))
+
+    return run
+
+
 def row(n: int, tol: float, rounds: int, memory: bool) -> dict[str, Any]:
     """Times, iterations and memory on n x n nodes."""
     solved = {name: solve(n, tol, m) for name, m in (("ours", MIXING), ("plain", 0))}
@@ -84,6 +116,9 @@ def row(n: int, tol: float, rounds: int, memory: bool) -> dict[str, Any]:
     }
     if n <= LOGARITHMS:
         calls["conv_log"] = partial(convolutional, n, 2, "sinkhorn_log")
+    if OTT_THERE:
+        calls["ott_kernel"] = ott(n, tol, logarithms=False)
+        calls |= {"ott": ott(n, tol, logarithms=True)} if n <= OTT else {}
     seconds = turns(rounds, **calls)
     found: dict[str, Any] = {
         "nodes": n * n,
@@ -93,6 +128,11 @@ def row(n: int, tol: float, rounds: int, memory: bool) -> dict[str, Any]:
         "speedup_over_plain": ratio(seconds, "plain", "ours"),
         "speedup_over_conv_an_application": ratio(seconds, "conv", "heat"),
     }
+    for name in {"ott", "ott_kernel"} & set(calls):
+        found[f"speedup_over_{name}"] = ratio(seconds, name, "ours")
+        solution = calls[name]()
+        found["iterations"][name] = int(solution.n_iters)
+        found[f"l1_error_of_{name}"] = float(solution.errors[solution.errors > 0][-1])
     if memory:
         found["bytes"] = peak_of(solve, n, tol, MIXING)
     if n <= LOGARITHMS:
@@ -125,12 +165,12 @@ def main() -> None:
         args.sizes, args.rounds = [16, 32], 1
     torch.set_num_threads(1)
     print(" nodes iterations plain |  seconds    plain    dense |", end=" ")
-    print("times as fast as plain, dense, conv, conv_log | MB, dense")
+    print("times as fast as plain, dense, ott, ott_kernel; a kernel: conv, conv_log | MB, dense")
     rows = []
     for n in args.sizes:
         r = row(n, args.tol, args.rounds, not args.quick)
         seconds = " ".join(f"{r['seconds'].get(k, math.nan):8.3f}" for k in ("ours", "plain", "dense"))
-        kinds = ("plain", "dense", "conv_an_application", "conv_log_an_application")
+        kinds = ("plain", "dense", "ott", "ott_kernel", "conv_an_application", "conv_log_an_application")
         fast = " ".join(f"{r.get(f'speedup_over_{k}', math.nan):7.2f}" for k in kinds)
         memory = " ".join(f"{r.get(k, math.nan) / 1e6:6.0f}" for k in ("bytes", "bytes_of_dense"))
         count = f"{r['iterations']['ours']:10} {r['iterations']['plain']:5}"
@@ -143,7 +183,8 @@ def main() -> None:
     config = {"sizes": args.sizes, "rounds": args.rounds, "tol": args.tol, "mixing": MIXING, "edge": EDGE}
     _, p, q = problem(64)
     data = {"source": "normals on a grid", "fingerprint": fingerprint(torch.stack([p, q]))}
-    write(args, config, data, pot=ot.__version__, exponents=slopes, results=rows)
+    packages = {p: importlib.metadata.version(p) for p in ("pot", "ott-jax") if p == "pot" or OTT_THERE}
+    write(args, config, data, packages=packages, exponents=slopes, results=rows)
 
 
 if __name__ == "__main__":
