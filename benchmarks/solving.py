@@ -5,15 +5,15 @@ marginals of 1e-8. Each takes its turn in one process, one core, float64, and a 
 
     ours    SchrodingerSystem with mixing: the heat kernel axis by axis, Anderson's mixture of MIXING iterates
     plain   the same without: Sinkhorn's own iteration
-    dense   ot.sinkhorn, "sinkhorn_log", on torch tensors (on numpy's it takes two to five times as long): a
-            matrix of all pairs of nodes. The iteration is that of `plain`, and as many are made; the error is
+    dense   ot.sinkhorn, "sinkhorn_log", on torch tensors, which suit it better than numpy's here: a matrix
+            of all pairs of nodes. The iteration is that of `plain`, and as many are made; the error is
             that of its plan. At 64^2 a solve takes a minute, and is timed once
     conv    ot.bregman.convolutional_barycenter2d of two images, POT's solver that needs no such matrix,
             without logarithms and with (conv_log): it solves another problem, so what is compared is the time
             of one application of the kernel to one field
-    ott     OTT's Sinkhorn on its grid geometry, compiled beforehand, to the same error: in logarithms as ours,
-            and with the kernel itself (ott_kernel), where nothing may underflow. It is in no extra of this
-            project (`pip install ott-jax`), and without it these columns are empty
+    ott     OTT's Sinkhorn on its grid geometry, compiled beforehand, to the same error: in logarithms, and
+            with the kernel itself (ott_kernel), where nothing may underflow. It is in no extra of this
+            project (`pip install ott-jax`); without it these columns are empty
 
     python benchmarks/solving.py [--sizes 64 128 256 512] [--rounds 3] [--quick]
 """
