@@ -11,10 +11,11 @@ pixels at each size, one image at least. deepinv is in no extra of this project:
     python benchmarks/operators.py [--sizes 64 256 1024] [--rounds 5] [--quick]
 """
 
+import importlib.metadata
+import importlib.util
 from functools import partial
 from typing import Any
 
-import deepinv
 import torch
 from timing import median, options, ratio, turns, write
 from torch import Tensor
@@ -41,6 +42,8 @@ def row(side: int, rounds: int, pixels: int) -> dict[str, Any]:
     """Seconds of both for each operation, and how far apart the results are."""
     count = max(1, pixels // side**2)
     x = scene(side, count)
+    import deepinv
+
     own = create_degradation("blur-gauss")
     assert isinstance(own, Separable)
     line = torch.exp(-(torch.arange(-3.0, 4) ** 2) / 8)
@@ -73,6 +76,9 @@ def main() -> None:
     parser.add_argument("--pixels", type=int, default=16 * 64**2, help="of a batch")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
+    if importlib.util.find_spec("deepinv") is None:
+        print("nothing to compare with: pip install deepinv")
+        return
     if args.quick:
         args.sizes, args.rounds = [64], 1
     torch.set_num_threads(1)
@@ -86,7 +92,8 @@ def main() -> None:
             print(f"differ by {r['largest_difference']:.1e}")
     config = {"sizes": args.sizes, "rounds": args.rounds, "pixels": args.pixels, "lam": LAM}
     data = {"source": "waves", "fingerprint": fingerprint(scene(64, 16))}
-    write(args, config, data, deepinv=deepinv.__version__, results=rows)
+    packages = {"deepinv": importlib.metadata.version("deepinv")}
+    write(args, config, data, packages=packages, results=rows)
 
 
 if __name__ == "__main__":

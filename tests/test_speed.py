@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 
 import pytest
@@ -69,6 +70,21 @@ def test_restoring_is_measured_beside_the_published_sampler(bench, lpips_weights
         assert r["psnr"] > 25
         assert math.isfinite(r["lpips"])
     assert "first image after a cold start" in out
+
+
+def test_bench_quick_has_every_script_that_can_be_quick():
+    quick = [f.stem for f in (ROOT / "benchmarks").glob("*.py") if "args.quick" in f.read_text()]
+    (named,) = re.findall(r"for name in (.*); do", (ROOT / "Makefile").read_text())
+    assert set(named.split()) == set(quick) - {"timing"}
+
+
+def test_operators_are_measured_beside_deepinv_s_where_it_is(bench):
+    pytest.importorskip("deepinv")
+    _, record = bench("operators")
+    (row,) = record["results"]
+    assert row["blur"]["largest_difference"] < 1e-5
+    assert row["adjoint"]["largest_difference"] < 1e-5
+    assert row["inverse"]["psnr_ours"] > 30
 
 
 def test_a_quick_run_leaves_the_records_alone(scripts, monkeypatch):
