@@ -204,7 +204,9 @@ def main() -> None:
     parts = guesses(model, args.guesses)
     for r in parts:
         print(f"guess {r['side']:5}^2: factors {r['factors']:.3f} s, apply {r['apply']:.3f} s")
-    cold = turns(args.rounds, torch=partial(start, "import torch"), first=partial(start, COLD))
+    cold = turns(
+        args.rounds, not args.quick, torch=partial(start, "import torch"), first=partial(start, COLD)
+    )
     beside = ratio(cold, "first", "torch")
     print(
         f"first image after a cold start: {beside:.2f} times `import torch` ({median(cold['torch']):.2f} s)"

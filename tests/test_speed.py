@@ -30,9 +30,12 @@ def scripts(monkeypatch):
 def bench(scripts, tmp_path, monkeypatch, capsys):
     """Run a script with --quick; returns what it printed and its record."""
 
-    def run(name):
+    def run(name, **parts):
+        module = scripts(name)
         monkeypatch.setattr(sys, "argv", [f"{name}.py", "--quick", "--out", str(tmp_path / name)])
-        scripts(name).main()
+        for part, replaced in parts.items():
+            monkeypatch.setattr(module, part, replaced)
+        module.main()
         return capsys.readouterr().out, json.loads((tmp_path / name / "metrics.json").read_text())
 
     return run
@@ -62,7 +65,9 @@ def test_metrics_called_image_by_image_are_those_of_evaluate(bench, lpips_weight
 
 @pytest.mark.slow
 def test_restoring_is_measured_beside_the_published_sampler(bench, lpips_weights):
-    out, record = bench("restoring")
+    started = []
+    out, record = bench("restoring", start=started.append)  # no process
+    assert ["i2sb_lib" in code for code in started] == [False, True]
     rows = {r["walk"]: r for r in record["results"]["walks"]["walks"]}
     assert rows["published"]["calls"] == 12
     assert rows["ours"]["calls"] == 10
