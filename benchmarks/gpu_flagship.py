@@ -3,34 +3,42 @@
 One call does what its minutes allow: it takes up the first unfinished model where it stands (states are
 in --work and resume exactly), trains until the budget of the model or of the call is used, evaluates a
 model that is trained on --test, and packs what there is, finished or not, into parts of at most 15 MiB in
---out. A model's length is set once, from its own measured speed, so that it takes --minutes-per-model,
-and stands in the run's record. LPIPS and FID need their weights in torch.hub's cache; a machine that
-lacks them names psnr and ssim, and `ship.py` measures the rest where the parts arrive.
+--out. A model's length is set once, from the speed of its own first steps, so that it takes
+--minutes-per-model, and stands in its state. LPIPS and FID need their weights in torch.hub's cache; a machine
+that lacks them names psnr and ssim, and `ship.py` measures the rest where the parts arrive.
 
     python benchmarks/gpu_flagship.py --data PHOTOS --test TEST --work runs/gpu --out OUT --minutes 9
     python benchmarks/gpu_flagship.py --unpack OUT --work runs/gpu       # where the parts arrive
 
---small tries all of this on a CPU: the same presets with a tiny network and few steps.
+One model at a time: trainings beside each other on one card take turns, and together do less. A step's
+passes are one CUDA graph (`capture`), since a host can be slower at starting kernels than the card is at
+running them (`data/runs/benchmarks/training-h100`). --small tries all of this on a CPU: the same presets with
+a tiny network and few steps.
 """
 
 import argparse
 import dataclasses
 import json
+import sys
 import tarfile
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from i2sb_lib.cli import main as i2sb
 from i2sb_lib.config import PRESETS, TrainConfig
 from i2sb_lib.files import atomic_write
-from i2sb_lib.training import Trainer, train
+from i2sb_lib.progress import progress
+from i2sb_lib.training import LOG_EVERY, Trainer
 
 MODELS = ["celeba64-deblur", "celeba64-deblur-blind", "celeba64-deblur-noisy", "celeba64-deblur-cunet"]
 PART = 15 * 2**20
-TRIAL = 100  # steps that measure the speed, after as many that warm up
+TRIAL = 100  # first steps, of which the later four fifths are timed; the rate still warms up
 
 
 def small(config: TrainConfig) -> TrainConfig:
@@ -40,23 +48,104 @@ def small(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, network=network, compile=False, warmup=5, precision="no", **size)
 
 
-def length(config: TrainConfig, minutes: float, trial: int) -> int:
-    """Steps that this machine takes in so many minutes, from `trial` steps after as many others."""
-    with tempfile.TemporaryDirectory() as scratch:
-        run = Trainer(dataclasses.replace(config, out=scratch))
-        for k in range(2 * trial):
-            if k == trial:
-                wait()
-                start = time.perf_counter()
-            run.optimise()
-        wait()
-        seconds = (time.perf_counter() - start) / trial
-    return max(10, round(60 * minutes / seconds))
-
-
 def wait() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+class Norm(nn.GroupNorm):
+    """GroupNorm in the precision of what it is given, where autocast would widen that to float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+            return F.group_norm(x, self.num_groups, weight, bias, self.eps)
+
+
+def capture(run: Trainer) -> None:
+    """From now on the passes of a step, forward and backward, are one CUDA graph; on a CPU, one function.
+
+    Batches, clipping, optimiser and average are the Trainer's own. For one process, parts of one, no fp16.
+    """
+    assert (run.host.count, run.host.parts) == (1, 1)
+    assert run.host.precision != "fp16"
+    for module in run.model.modules():
+        if type(module) is nn.GroupNorm:
+            module.__class__ = Norm
+    x0, x1, t, noise = run.batches(run.step)
+    seen = [v.clone() for v in (x0, x1, t, noise, run.model.guess(x1))]
+    parameters = list(run.model.parameters())
+
+    def passes() -> Tensor:
+        run.optimizer.zero_grad()  # gone, not zero: the graph's backward pass writes them anew
+        with run.host.autocast():
+            value = run.wrapped(*seen)
+        value.backward()
+        return value.detach()
+
+    if run.device.type == "cuda":
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # compiles, and chooses convolutions, before what is recorded
+            for _ in range(3):
+                passes()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        run.optimizer.zero_grad()
+        with torch.cuda.graph(graph):
+            kept = passes()
+
+    def descend(loss: Any, batch: Any, optimizer: torch.optim.Optimizer, clip: float) -> Tensor:
+        for place, value in zip(seen, batch, strict=True):
+            place.copy_(value)
+        if run.device.type == "cuda":
+            graph.replay()
+            value = kept.clone()
+        else:
+            value = passes()
+        nn.utils.clip_grad_norm_(parameters, clip)
+        optimizer.step()
+        return value
+
+    run.host.descend = descend  # type: ignore[method-assign]
+
+
+def learn(config: TrainConfig, minutes: float, end: float, trial: int) -> bool:
+    """Train until the model is done or `end` has come, and save; whether it is done.
+
+    minutes: what a new training is to take; its steps are set by its own speed.
+    """
+    state = Path(config.out) / "state.pt"
+    if resume := state.exists():
+        steps = torch.load(state, weights_only=True, mmap=True)["config"]["steps"]
+        config = dataclasses.replace(config, steps=steps)
+    run = Trainer(config, resume)
+    if run.step == config.steps:
+        return True
+    capture(run)
+    began, before = time.monotonic(), run.seconds
+    mark = began
+    bar = progress(desc=Path(config.out).name, unit="steps", show=True, total=config.steps, initial=run.step)
+    while run.step < run.config.steps and time.monotonic() < end:
+        run.optimise()
+        run.seconds = before + time.monotonic() - began
+        if not resume and run.step in (trial // 5, trial):
+            wait()
+            if run.step == trial:
+                each = (time.monotonic() - mark) / (trial - trial // 5)
+                run.config = dataclasses.replace(run.config, steps=max(trial, round(60 * minutes / each)))
+                bar.reset(run.config.steps)
+            mark = time.monotonic()
+        bar.update(run.step - bar.n)
+        if run.step % LOG_EVERY == 0:
+            run.log()
+        if run.step % max(1, run.config.steps // 5) == 0:
+            print(run.monitor(), file=sys.stderr, flush=True)
+    bar.close()
+    if run.pending:
+        run.log()
+    run.save()
+    return run.step == run.config.steps
 
 
 def pack(folder: Path, out: Path) -> None:
@@ -92,36 +181,26 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/gpu-out"))
     parser.add_argument("--minutes", type=float, default=9.0, help="of this call, in all")
     parser.add_argument("--minutes-per-model", type=float, default=6.0)
-    parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS)
+    parser.add_argument("--models", nargs="+", default=MODELS, choices=PRESETS)
+    parser.add_argument("--network", default=None, help="instead of the preset's")
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--unpack", type=Path, default=None)
     args = parser.parse_args()
     if args.unpack:
         return unpack(args.unpack, args.work)
+    torch.backends.cudnn.benchmark = True
     end = time.monotonic() + 60 * args.minutes
     for name in args.models:
         folder = args.work / name
-        preset = small(PRESETS[name]) if args.small else PRESETS[name]
-        config = dataclasses.replace(preset, data=args.data, out=str(folder), save_every=10**9)
-        steps = args.work / f"{name}.steps.json"
-        if not steps.exists():
-            count = length(config, args.minutes_per_model, 5 if args.small else TRIAL)
-            atomic_write(steps, lambda p, count=count: p.write_text(json.dumps(count)))
-        left = (end - time.monotonic()) / 60
-        if left <= 0:
-            break
-        config = dataclasses.replace(config, steps=json.loads(steps.read_text()), minutes=left)
-        config = dataclasses.replace(config, eval_every=max(1, config.steps // 5))
-        resume = (folder / "state.pt").exists()
-        trained = resume and torch.load(folder / "state.pt", weights_only=True)["step"] >= config.steps
-        evaluated = (folder / "metrics.json").exists() or not args.test
-        if trained and evaluated:
+        config = small(PRESETS[name]) if args.small else PRESETS[name]
+        config = dataclasses.replace(config, data=args.data, out=str(folder))
+        config = dataclasses.replace(config, network=args.network or config.network)
+        evaluated = (folder / "metrics.json").exists()
+        if evaluated or time.monotonic() > end:
             continue
-        if not trained:
-            result = train(config, resume)
-            print(json.dumps({k: v for k, v in result.items() if k != "training"}), flush=True)
-            trained = result["finished"]
-        if trained and not evaluated:
+        finished = learn(config, args.minutes_per_model, end, 5 if args.small else TRIAL)
+        print(json.dumps({"model": name, "finished": finished}), flush=True)
+        if finished and args.test:
             command = ["evaluate", "--checkpoint", str(folder), "--data", args.test, "--out", str(folder)]
             i2sb([*command, "--nfe", *args.nfe, "--metrics", *args.metrics])
         pack(folder, args.out)

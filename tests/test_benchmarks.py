@@ -1,5 +1,6 @@
 """The scripts that measure: what they write can be resumed, joined again and trusted."""
 
+import dataclasses
 import json
 import sys
 
@@ -12,6 +13,7 @@ from i2sb_lib.data import load_images
 from i2sb_lib.degradations import create_degradation
 from i2sb_lib.evaluation import evaluate
 from i2sb_lib.images import open_image, to_float, to_tensor
+from i2sb_lib.training import Trainer
 
 
 @pytest.fixture
@@ -74,12 +76,29 @@ def test_a_packed_run_arrives_as_it_was(tmp_path, run_folder, monkeypatch):
     assert "model.json" in kept
 
 
-@pytest.mark.slow
-def test_the_gpu_s_models_are_the_presets():
+def test_captured_passes_make_the_steps_of_the_trainer(tmp_path):
     flagship = script("gpu_flagship")
-    assert set(flagship.MODELS) <= set(flagship.PRESETS)
-    assert all(not flagship.small(flagship.PRESETS[m]).compile for m in flagship.MODELS)
-    assert torch.tensor(flagship.length(flagship.small(flagship.PRESETS["embedded"]), 1e-9, 1)) == 10
+    images = torch.randint(0, 256, (40, 3, 16, 16), generator=torch.Generator().manual_seed(0)).byte()
+    config = flagship.small(PRESETS["celeba64-deblur"])
+    config = dataclasses.replace(config, steps=6, size=16, batch_size=4, holdout=8)
+    runs = [Trainer(dataclasses.replace(config, out=str(tmp_path / n)), images=images) for n in "ab"]
+    flagship.capture(runs[1])
+    for run in runs:
+        for _ in range(3):
+            run.optimise()
+    for a, b in zip(runs[0].ema.parameters(), runs[1].ema.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-7)
+    assert runs[0].log() == runs[1].log()
+    assert [type(m) is torch.nn.GroupNorm for m in runs[1].model.modules()].count(True) == 0
+
+
+def test_the_gpu_s_norm_keeps_the_precision_that_it_is_given():
+    norm = script("gpu_flagship").Norm(8, 16)
+    x = torch.randn(2, 16, 4, 4, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        half = norm(x.bfloat16())
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), torch.nn.GroupNorm(8, 16)(x), rtol=0, atol=0.05)
 
 
 @pytest.mark.slow
@@ -92,7 +111,7 @@ def test_one_call_trains_evaluates_and_packs_and_another_has_nothing_to_do(tmp_p
     assert '"finished": true' in capsys.readouterr().out
     flagship.unpack(tmp_path / "out", tmp_path / "arrived")
     arrived = tmp_path / "arrived" / "celeba64-deblur"
-    assert json.loads((arrived / "model.json").read_text())["record"]["step"] == 10
+    assert json.loads((arrived / "model.json").read_text())["record"]["step"] == 5
     assert [r["nfe"] for r in json.loads((arrived / "metrics.json").read_text())["results"]] == [0, 1]
     packed = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").iterdir()}
     flagship.main()
