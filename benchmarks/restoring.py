@@ -180,7 +180,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     if args.quick:
-        args.photos, args.steps, args.batches, args.sizes, args.guesses = 2, 6, [1], [64], [64]
+        args.photos, args.steps, args.batches, args.sizes, args.guesses = 1, 6, [1], [64], [64]
         args.rounds = 1
     torch.set_num_threads(1)
     x0 = to_float(load_images(args.data, None, 64, progress=False)[: args.photos])
