@@ -2,13 +2,16 @@
 
     python benchmarks/photos.py train --faces PATH --scenes PATH [--out runs/photos-robust]
     python benchmarks/photos.py measure --sets faces=PATH scenes=PATH … [--checkpoint photos-robust]
+    python benchmarks/photos.py threshold --faces PATH --scenes PATH [--checkpoint photos-robust]
     python benchmarks/photos.py whole --scenes PATH [--checkpoint photos-robust]
 
 `train` shows `Mixture` to a network on CROPS crops of 64 x 64 pixels of each scene and about as many faces;
 it starts from the weights of the blind model of faces, with moments of its own, and goes on from a state
 that is there. `measure` degrades pictures in one known way at a time, cell by cell, and compares what goes in
-with what comes out, which should not be worse. `whole` restores whole photographs of scenes, blurred and
-noisy, beside methods that are told the blur. Cells that are measured are skipped.
+with what comes out, which should not be worse. `threshold` says what it is worth, on training pictures, to
+leave as it was what one call changes by less than so many grey levels: the record's `least_change`.
+`whole` restores whole photographs of scenes, blurred and noisy, beside methods that are told the blur.
+Cells that are measured are skipped.
 """
 
 import argparse
@@ -146,6 +149,31 @@ def measure(args: argparse.Namespace) -> None:
                 save(file, record)
 
 
+def threshold(args: argparse.Namespace) -> None:
+    """On training pictures, what is won by leaving alone what would change little: PSNR by least change."""
+    model = load_pretrained(args.checkpoint, "cpu")
+    model.record.pop("least_change", None)
+    some = [load_images(args.faces, "train", 64), load_images(args.scenes, "train", 64, crops=1)]
+    picked = torch.cat([s[:: len(s) // args.limit][: args.limit] for s in some])
+    x0, rows, found = to_float(picked), [], {}
+    for name, degrade in cells().items():
+        x1 = quantise(degrade(x0, torch.Generator().manual_seed(1)))
+        x = model.restore(x1, 1)
+        changed = 127.5 * (x - x1).square().flatten(1).mean(1).sqrt()
+        found[name] = changed, *(psnr(quantise(v), x0).clamp(max=60) for v in (x1, x))
+    for least in (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0):
+        gain = {k: float((torch.where(c < least, a, b) - a).mean()) for k, (c, a, b) in found.items()}
+        rows.append({"least_change": least, "gain": {k: round(v, 4) for k, v in gain.items()}})
+        mean, worst = sum(gain.values()) / len(gain), min(gain, key=gain.__getitem__)
+        print(
+            f"{least:.1f} grey levels: mean gain {mean:.3f} dB, least {gain[worst]:.3f} ({worst})", flush=True
+        )
+    data = {"faces": Path(args.faces).name, "scenes": Path(args.scenes).name, "images": len(x0)}
+    record = {"data": data | {"fingerprint": fingerprint(picked)}, "seed": 1, "results": rows}
+    record |= {"checkpoint": model.record, "device": device_name(model.device), "git_commit": git_commit()}
+    save(args.record.with_name("photos-robust-threshold") / "metrics.json", record)
+
+
 def scenes(path: str, split: str) -> list[Tensor]:
     """Whole photographs, (3, H, W) in [-1, 1]."""
     return [to_float(to_tensor(open_it())) for _, open_it in open_source(path, split)[1]]
@@ -164,8 +192,9 @@ def whole(args: argparse.Namespace) -> None:
     model, sigma, noise = load_pretrained(args.checkpoint, "cpu"), 1.6, 2 / 255
     blur = GaussianBlur(kernel_size=13, sigma=sigma)
     spoil = create_degradation("blur-gauss", kernel_size=13, sigma=sigma, noise=noise, quantise=True)
-    kernel = torch.exp(-(torch.arange(-6.0, 7.0).double() ** 2) / (2 * sigma**2))
-    psf = (torch.outer(kernel, kernel) / kernel.sum() ** 2).numpy()
+    point = torch.zeros(1, 1, 27, 27, dtype=torch.float64)
+    point[..., 13, 13] = 1
+    psf = blur.apply(point)[0, 0, 7:-7, 7:-7].numpy()
     told: dict[str, tuple[Any, list[float]]] = {
         "Tikhonov": (lambda y, v: blur.inverse(y, v).float(), [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2]),
         "Wiener": (lambda y, v: by_planes(wiener, y, psf, v), [1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3]),
@@ -243,7 +272,7 @@ def figure(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["train", "measure", "whole", "figure"])
+    parser.add_argument("what", choices=["train", "measure", "threshold", "whole", "figure"])
     parser.add_argument("--faces", help="training faces")
     parser.add_argument("--scenes", help="training scenes")
     parser.add_argument("--out", type=Path, default=Path("runs/photos-robust"))
@@ -254,7 +283,8 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=64, help="pictures of each set, or scenes")
     parser.add_argument("--record", type=Path, default=Path("data/runs/photos-robust-cells"))
     args = parser.parse_args()
-    {"train": learn, "measure": measure, "whole": whole, "figure": figure}[args.what](args)
+    what = {"train": learn, "measure": measure, "threshold": threshold, "whole": whole, "figure": figure}
+    what[args.what](args)
 
 
 if __name__ == "__main__":
