@@ -104,7 +104,7 @@ PRESETS = {
     "embedded": TrainConfig(network="unet-tiny", steps=250, batch_size=16, lr=2e-3, warmup=20),
     "celeba64-deblur": _full(tikhonov=2e-4),
     "celeba64-deblur-blind": _full(),
-    # larger pictures in more parts: a GPU's memory as at 64 x 64, about 8 GB (benchmarks/budget.py)
+    # larger pictures in more parts: a GPU's memory as at 64 x 64, about 10 GB (benchmarks/budget.py)
     "celeba128-deblur": _full(size=128, accumulate=4),
     "celeba256-deblur": _full(size=256, accumulate=16),
     # any picture, of unknown damage: crops of photographs as they are

@@ -130,8 +130,8 @@ def test_the_budget_s_record_is_what_is_counted():
         images = config.steps * config.batch_size
         again = found | budget.cost(found, images, config.batch_size, config.accumulate)
         assert {k: row[k] for k in again} == again
-        assert row["memory"] < 8e9  # as the presets say
-        minutes = row["images"] * 3 * row["flops"] / (0.3 * 65e12) / 60
+        assert row["memory"] < 10.5e9  # as the presets say
+        minutes = row["images"] * 3 * row["flops"] / (0.1 * 65e12) / 60
         assert row["hours"]["1 T4"] * 60 == pytest.approx(minutes, rel=5e-3)
     check = record["memory_check"]
     assert check["counted"] < check["measured"] < record["config"]["assumed"]["room"] * check["counted"]
