@@ -71,7 +71,7 @@ class SchrodingerSystem:
     axes: one or two rising uniform axes, with room to spare: what leaves the grid is lost.
     p_a, p_b: (n,) or (n, m), non-negative; they are scaled to integrate to 1, as is Psi_hat(., 0).
     mixing: so many earlier iterates are mixed into each one, which takes several times fewer of them where
-    sigma_1 is small [Anderson 1965]; 0 is Sinkhorn's own iteration. One that is worse is taken back.
+    sigma_1 is small [D. G. Anderson 1965]; 0 is Sinkhorn's own iteration. One that is worse is taken back.
     errors: L1 error of Psi Psi_hat at t = 0 after each iteration; at t = 1 it is then exact.
     Raises ValueError for a bad grid or density, and where 10,000 iterations do not reach tol.
     """
