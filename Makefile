@@ -20,8 +20,8 @@ book: demo
 	$(RENDER)
 	@echo "The book: _build/html/index.html   Before and after: $(RUN)/restored.png"
 
-# a bridge learns to deblur photographs that ship inside scikit-image and scikit-learn; threads that wait sleep:
-# beside other programs those that spin until all are there take many times as long
+# a bridge that is told the blur learns to undo it on photographs inside scikit-image and scikit-learn;
+# waiting threads sleep: beside other programs, spinning ones take many times as long
 demo: export OMP_WAIT_POLICY := passive
 demo: .venv/ready
 	@mkdir -p runs
