@@ -101,9 +101,7 @@ def _full(**changes: Any) -> TrainConfig:
 
 
 PRESETS = {
-    "embedded": TrainConfig(
-        network="unet-tiny", tikhonov=1e-3, steps=200, batch_size=8, lr=2e-3, warmup=20, holdout=16
-    ),
+    "embedded": TrainConfig(network="unet-tiny", tikhonov=1e-3, steps=200, batch_size=8, lr=2e-3, warmup=20),
     "celeba64-deblur": _full(tikhonov=2e-4),
     "celeba64-deblur-blind": _full(),
     # larger pictures in more parts: a GPU's memory as at 64 x 64, about 10 GB (benchmarks/budget.py)
