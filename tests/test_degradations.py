@@ -19,7 +19,7 @@ from i2sb_lib.samplers import generators
 F64 = torch.float64
 BLURS = [ops.GaussianBlur(), ops.GaussianBlur(5, 0.7), ops.UniformBlur(3)]
 SHRINK = [ops.Downsample(), ops.Downsample(2, bicubic=True), ops.Downsample(4, bicubic=True)]
-LINEAR = [*BLURS, *SHRINK, ops.CentreMask(), ops.CentreMask(0.3)]
+LINEAR = [*BLURS, *SHRINK, ops.CentreMask(), ops.CentreMask(0.3), ops.Grey()]
 
 
 def smooth(h=32, w=24, b=2):
@@ -375,3 +375,11 @@ def test_errors_are_one_clear_sentence(call, message):
         call()
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_grey_is_pillow_s_luma_in_all_channels():
+    x = torch.randint(0, 256, (2, 3, 8, 8), generator=torch.Generator().manual_seed(0)).byte()
+    ours = to_uint8(ops.Grey()(to_float(x)))
+    for y, image in zip(ours, x, strict=True):
+        luma = np.asarray(Image.fromarray(image.permute(1, 2, 0).numpy()).convert("L")).astype(int)
+        assert all(np.abs(plane.numpy().astype(int) - luma).max() <= 1 for plane in y)
