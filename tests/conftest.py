@@ -45,7 +45,9 @@ def _seeds():
 
 
 def script(name: str, folder: str = "benchmarks"):
-    """A script of benchmarks/, or of another folder, as a module."""
+    """A script of benchmarks/, or of another folder, as a module; it finds those beside it."""
+    if (beside := str(ROOT / folder)) not in sys.path:
+        sys.path.append(beside)
     spec = importlib.util.spec_from_file_location(name, ROOT / folder / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
