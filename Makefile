@@ -62,7 +62,9 @@ bench-quick: .venv/ready
 .venv/ready: pyproject.toml
 	@echo "Making the environment in .venv: PyTorch alone is several GB, so this takes minutes."
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable ".[all]"
+	$(BIN)/pip install --quiet --no-compile --editable ".[all]"
+	@# what pip leaves out here, on all cores; some packages hold templates that are no Python
+	@$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 	@touch $@
 
 help:
