@@ -224,7 +224,7 @@ def main() -> None:
             write()
         return
     for task in args.tasks:
-        x1 = degraded(task, x0)
+        x1, models = degraded(task, x0), dict[str, Pretrained]()
         name, filled = classical(task, x1)
         for row, x in {f"{task}: identity": x1, f"{task}: {name}": filled}.items():
             if row not in done and not row.endswith(": "):
@@ -233,7 +233,9 @@ def main() -> None:
             row = f"{task}: {process}, {sampler} {nfe}"
             if row in done:
                 continue
-            model, began = learn(task, process, args), time.time()
+            if process not in models:
+                models[process] = learn(task, process, args)
+            model, began = models[process], time.time()
             x = model.restore(x1, nfe, sampler)
             how = {"task": task, "process": process, "sampler": sampler, "nfe": nfe}
             how |= {"seconds": round(time.time() - began, 1), "training_seconds": model.record["seconds"]}
@@ -242,7 +244,9 @@ def main() -> None:
                 samples = torch.stack([model.restore(x1[some], nfe, seed=s) for s in range(SAMPLES)])
                 how["calibration"] = {
                     k: round(v, 5)
-                    for k, v in calibration(samples, x0[some], lpips=True)._asdict().items()
+                    for k, v in calibration(samples, x0[some], lpips="lpips" in args.metrics)
+                    ._asdict()
+                    .items()
                     if isinstance(v, float)
                 }
             note(row, x, **how)
