@@ -8,11 +8,12 @@ import pytest
 import torch
 from conftest import ROOT, script
 
+from i2sb_lib.checkpoints import load_pretrained
 from i2sb_lib.config import PRESETS
 from i2sb_lib.data import load_images
 from i2sb_lib.degradations import create_degradation
 from i2sb_lib.evaluation import evaluate
-from i2sb_lib.images import open_image, to_float, to_tensor
+from i2sb_lib.images import open_image, save_image, to_float, to_tensor
 from i2sb_lib.training import Trainer
 
 
@@ -161,3 +162,63 @@ def test_operations_and_bytes_are_those_of_a_convolution(monkeypatch):
     pixels, weights = 16 * 16, 9 * (6 * 8 + 8 * 3)
     flops, kept = 2 * pixels * weights, 4 * pixels * (6 + 8)  # what each layer saw
     assert budget.measure("two", 16) == {"parameters": weights, "flops": flops, "held": kept}
+
+
+@pytest.fixture
+def tasks(tmp_path, monkeypatch):
+    """Run tasks.py on two photographs with these arguments; returns its record."""
+    module = script("tasks")
+    small = {"network": "unet-tiny", "batch_size": 2, "holdout": 2}
+    monkeypatch.setattr(module, "BASE", module.BASE | small)
+    monkeypatch.setattr(module, "ROWS", [("regression", "sde", 1), ("bridge", "sde", 1), ("bridge", "sde", 2)])
+    monkeypatch.setattr(module, "SAMPLES", 2)
+    monkeypatch.setattr(module, "DRAWN", 1)
+    for i, image in enumerate(load_images("embedded", "test")[:5]):
+        save_image(image, tmp_path / "photos" / f"{i}.png")
+    places = ["--data", str(tmp_path / "photos"), "--out", str(tmp_path / "out")]
+    few = ["--work", str(tmp_path / "work"), "--tasks", "inpainting", "--limit", "2", "--metrics", "psnr"]
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["tasks.py", *places, *few, *args])
+        module.main()
+        return json.loads((tmp_path / "out" / "metrics.json").read_text())
+
+    return run
+
+
+def test_a_task_is_trained_once_measured_and_looked_at(tasks, tmp_path):
+    two = ["--train", str(tmp_path / "photos"), "--steps", "2"]
+    record = tasks(*two)
+    names = [r["row"].removeprefix("inpainting: ") for r in record["results"]]
+    walks = ["regression, sde 1", "bridge, sde 1", "bridge, sde 2"]
+    assert names == ["identity", "biharmonic", *walks]
+    assert ["calibration" in r for r in record["results"]] == [False] * 4 + [True]
+    assert tasks(*two) == record
+    with pytest.raises(SystemExit, match="another training"):
+        tasks(*two, "--steps", "3")
+    looked = tasks("--look", "--spread", "1", "--shown", "1")
+    assert looked["results"][:5] == record["results"]
+    rows = {r["row"]: r for r in looked["results"][5:]}
+    free, kept = (rows[f"inpainting: bridge, sde 10, first 2{s}"] for s in ("", ", known imposed"))
+    assert kept["change"]["psnr"]["value"] == pytest.approx(kept["psnr"]["value"] - free["psnr"]["value"])
+    assert kept["change"]["psnr"]["low"] > 0  # a network of two steps has learnt nothing
+    sheet = to_tensor(open_image(tmp_path / "out" / "inpainting.png"))
+    assert sheet.shape == (3, 64, 5 * 64)
+
+
+@pytest.mark.filterwarnings("ignore:restore")  # a model of a blur is given other damage
+def test_a_walk_keeps_what_is_imposed_and_is_else_that_of_restore(run_folder):
+    module, x0 = script("tasks"), to_float(load_images("embedded", "test")[:2])
+    model = load_pretrained(run_folder)
+    for task in ("inpainting", "colour"):
+        x1 = module.degraded(task, x0)
+        torch.testing.assert_close(module.walk(model, x1, 3), model.restore(x1, 3), rtol=0, atol=2e-5)
+        impose = module.known(task, x1)
+        kept = impose(torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)))
+        torch.testing.assert_close(impose(kept), kept, rtol=0, atol=1e-6)
+        torch.testing.assert_close(impose(x0), x0, rtol=0, atol=0.01)  # but for rounding, the truth is kept
+    x1 = module.degraded("inpainting", x0)
+    gap = module.hole(x1).expand_as(x1)
+    walked = module.walk(model, x1, 3, "inpainting")
+    assert torch.equal(walked[~gap], x1[~gap])
+    assert not torch.equal(walked[gap], x1[gap])

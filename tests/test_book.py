@@ -38,7 +38,7 @@ LEDGER = {
     "b-posterior-drift": None, "b-sgm-start": None, "b-both-densities": 1e-6, "b-sampler-labels": None,
     "b-benchmark-spectrum": 1e-3, "b-integer-time": None, "b-subclass": None, "b-same-marginal": 0,
     "b-zero-time": 0, "b-driftless": 1e-12, "b-entropic": None,
-    "b-known-operator": None, "p-values": None, "levels": None,
+    "b-known-operator": None, "p-values": None, "levels": None, "prop-known": 1e-12,
 }  # fmt: skip
 
 
