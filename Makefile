@@ -9,8 +9,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/embedded
 WORKERS := $(shell $(PYTHON) -c "import os; print(min(8, os.cpu_count() or 1))")
-# one thread a worker: small tensors gain nothing from more, and the workers do not fight
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist loadscope
+# one thread a worker: small tensors gain nothing from more, and the workers do not fight;
+# files in their order: the last ones, at which a worker may wait for another, are short notebooks
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 RENDER := $(BIN)/jupyter-book build --warningiserror --nitpick --keep-going .
 
@@ -32,10 +33,10 @@ demo: .venv/ready
 
 # mypy takes half a minute in a fresh clone, beside the tests
 test: style
-	@$(BIN)/mypy & types=$$!; $(PYTEST) tests && $(PYTEST) --nbval book && wait $$types
+	@$(BIN)/mypy & types=$$!; $(PYTEST) --nbval tests book && wait $$types
 
 test-fast: lint
-	$(PYTEST) -m "not slow" tests
+	$(PYTEST) -p no:nbval -m "not slow" tests
 
 lint: style
 	$(BIN)/mypy
@@ -61,7 +62,9 @@ bench-quick: .venv/ready
 .venv/ready: pyproject.toml
 	@echo "Making the environment in .venv: PyTorch alone is several GB, so this takes minutes."
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable ".[all]"
+	$(BIN)/pip install --quiet --no-compile --editable ".[all]"
+	@# what pip leaves out here, on all cores; some packages hold templates that are no Python
+	@$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 	@touch $@
 
 help:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from captured import side_by_side
 from torch import Tensor
 
 from i2sb_lib.bridge import Bridge
@@ -76,22 +77,28 @@ class Run(Trainer):
         return super()._build()
 
 
-def learn(arm: str, seed: int, args: argparse.Namespace) -> Pretrained:
-    """The arm's trained model; what is there already is taken up."""
-    out = args.work / f"{arm.replace(', ', '-').replace(' ', '-')}-{seed}"
-    before = learn("regression", seed, args) if arm == "bridge from regression" else None
-    place = {"data": str(args.train), "out": str(out), "seed": seed, "compile": torch.cuda.is_available()}
-    config = TrainConfig(**BASES[args.network] | EVERY | ARMS[arm] | place | {"steps": args.steps})
-    run = Run(config, before, resume=(out / "state.pt").exists())
-    began = time.time()
-    while run.step < config.steps:
-        run.optimise()
-        if run.step % config.save_every == 0 or run.step == config.steps:
-            run.seconds += time.time() - began
-            began = time.time()
-            print(f"{arm}, seed {seed}: step {run.step}, loss {run.log()['loss']:.4f}", flush=True)
-            run.save()
-    return load_pretrained(out)
+def place(arm: str, seed: int, args: argparse.Namespace) -> Path:
+    return args.work / f"{arm.replace(', ', '-').replace(' ', '-')}-{seed}"
+
+
+def learn(jobs: list[tuple[str, int]], args: argparse.Namespace) -> None:
+    """Train these arms side by side; what is begun is taken up, and what is done is left."""
+    runs: list[Trainer] = []
+    for arm, seed in jobs:
+        out, before = place(arm, seed, args), None
+        if (out / "model.json").exists() and load_pretrained(out, "cpu").record["step"] == args.steps:
+            continue
+        if arm == "bridge from regression":
+            learn([("regression", seed)], args)
+            before = load_pretrained(place("regression", seed, args))
+        where = {"data": str(args.train), "out": str(out), "seed": seed, "steps": args.steps}
+        config = TrainConfig(**BASES[args.network] | EVERY | ARMS[arm] | where)
+        runs.append(Run(config, before, resume=(out / "state.pt").exists()))
+
+    def say(run: Trainer, line: dict[str, float]) -> None:
+        print(f"{run.out.name}: step {run.step}, loss {line['loss']:.4f}", flush=True)
+
+    side_by_side(runs, EVERY["save_every"], say)
 
 
 def times_of(bridge: Bridge, levels: Tensor) -> Tensor:
@@ -176,36 +183,42 @@ def main() -> None:
         record, each = old, json.loads(every.read_text())
     done = {r["row"] for r in record["results"]}
     levels = {"bridge": Bridge(Schedule.symmetric(beta_max=0.3)), "diffusion": Bridge.diffusion()}
+    wanted = {}
     for seed in args.seeds:
         for arm in args.arms:
             named = {f"{arm}, seed {seed}: {s} {n}, {g} grid": (s, n, g) for s, n, g in rows(arm, seed)}
-            if not named.keys() - done:
+            if named.keys() - done:
+                wanted[arm, seed] = named
+    if torch.cuda.is_available():  # a small network with few images leaves most of a card idle
+        learn(list(wanted), args)
+    for (arm, seed), named in wanted.items():
+        learn([(arm, seed)], args)
+        model = load_pretrained(place(arm, seed, args))
+        degrade = create_pair_maker(model.record["training"])
+        start = quantise(degrade(x0, torch.Generator().manual_seed(2**31)))
+        plain = arm == "bridge from regression"
+        before = load_pretrained(place("regression", seed, args)) if plain else None
+        x1 = before.restore(start, 1) if before else start
+        blur = create_pair_maker(model.record["training"] | {"noise": 0.0, "quantise": False})
+        for name, (sampler, nfe, grid) in named.items():
+            if name in done:
                 continue
-            model = learn(arm, seed, args)
-            degrade = create_pair_maker(model.record["training"])
-            start = quantise(degrade(x0, torch.Generator().manual_seed(2**31)))
-            before = learn("regression", seed, args) if arm == "bridge from regression" else None
-            x1 = before.restore(start, 1) if before else start
-            blur = create_pair_maker(model.record["training"] | {"noise": 0.0, "quantise": False})
-            for name, (sampler, nfe, grid) in named.items():
-                if name in done:
-                    continue
-                began = time.time()
-                x = walk(model, x1, nfe, sampler, levels.get(grid), seed=0)
-                seconds = round(time.time() - began, 1)
-                fid = ["fid"] if args.fid and seed == args.seeds[0] and nfe in (1, 10) else []
-                values, each[name] = measure(x, x0, start, blur, args.metrics + fid)
-                how = {"arm": arm, "changes": ARMS[arm], "training_seed": seed}
-                how |= {"sampler": sampler, "nfe": nfe, "grid": grid}
-                run = {k: model.record[k] for k in ("step", "seconds", "precision")}
-                row = {"row": name, **how, **values, "seconds": seconds, "run": run}
-                record["results"].append(row | {"git_commit": git_commit(), "device": device})
-                record["git_commit"] = git_commit()
-                cells = "  ".join(f"{k} {v['value']:.5g}" for k, v in values.items())
-                print(f"{name:48s} {cells}", flush=True)
-                lines = ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in each.items())
-                atomic_write(every, lambda p, lines=lines: p.write_text(f"{{\n{lines}\n}}\n"))
-                atomic_write(file, lambda p: p.write_text(json.dumps(record, indent=1) + "\n"))
+            began = time.time()
+            x = walk(model, x1, nfe, sampler, levels.get(grid), seed=0)
+            seconds = round(time.time() - began, 1)
+            fid = ["fid"] if args.fid and seed == args.seeds[0] and nfe in (1, 10) else []
+            values, each[name] = measure(x, x0, start, blur, args.metrics + fid)
+            how = {"arm": arm, "changes": ARMS[arm], "training_seed": seed}
+            how |= {"sampler": sampler, "nfe": nfe, "grid": grid}
+            run = {k: model.record[k] for k in ("step", "seconds", "precision")}
+            row = {"row": name, **how, **values, "seconds": seconds, "run": run}
+            record["results"].append(row | {"git_commit": git_commit(), "device": device})
+            record["git_commit"] = git_commit()
+            cells = "  ".join(f"{k} {v['value']:.5g}" for k, v in values.items())
+            print(f"{name:48s} {cells}", flush=True)
+            lines = ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in each.items())
+            atomic_write(every, lambda p, lines=lines: p.write_text(f"{{\n{lines}\n}}\n"))
+            atomic_write(file, lambda p: p.write_text(json.dumps(record, indent=1) + "\n"))
 
 
 if __name__ == "__main__":

@@ -10,10 +10,9 @@ that lacks them names psnr and ssim, and `ship.py` measures the rest where the p
     python benchmarks/gpu_flagship.py --data PHOTOS --test TEST --work runs/gpu --out OUT --minutes 9
     python benchmarks/gpu_flagship.py --unpack OUT --work runs/gpu       # where the parts arrive
 
-One model at a time: trainings beside each other on one card take turns, and together do less. A step's
-passes are one CUDA graph (`capture`), since a host can be slower at starting kernels than the card is at
-running them (`data/runs/benchmarks/training-h100`). --small tries all of this on a CPU: the same presets with
-a tiny network and few steps.
+One model at a time: processes beside each other on one card take turns. A step is one CUDA graph
+(`captured`), since a host can be slower at starting kernels than the card is at running them. --small tries
+all of this on a CPU: the same presets with a tiny network and few steps.
 """
 
 import argparse
@@ -24,11 +23,9 @@ import tarfile
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from captured import Captured
 
 from i2sb_lib.cli import main as i2sb
 from i2sb_lib.config import PRESETS, TrainConfig
@@ -53,63 +50,6 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
-class Norm(nn.GroupNorm):
-    """GroupNorm in the precision of what it is given, where autocast would widen that to float32."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-            return F.group_norm(x, self.num_groups, weight, bias, self.eps)
-
-
-def capture(run: Trainer) -> None:
-    """From now on the passes of a step, forward and backward, are one CUDA graph; on a CPU, one function.
-
-    Batches, clipping, optimiser and average are the Trainer's own. For one process, parts of one, no fp16.
-    """
-    assert (run.host.count, run.host.parts) == (1, 1)
-    assert run.host.precision != "fp16"
-    for module in run.model.modules():
-        if type(module) is nn.GroupNorm:
-            module.__class__ = Norm
-    x0, x1, t, noise = run.batches(run.step)
-    seen = [v.clone() for v in (x0, x1, t, noise, run.model.guess(x1))]
-    parameters = list(run.model.parameters())
-
-    def passes() -> Tensor:
-        run.optimizer.zero_grad()  # gone, not zero: the graph's backward pass writes them anew
-        with run.host.autocast():
-            value = run.wrapped(*seen)
-        value.backward()
-        return value.detach()
-
-    if run.device.type == "cuda":
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # compiles, and chooses convolutions, before what is recorded
-            for _ in range(3):
-                passes()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        run.optimizer.zero_grad()
-        with torch.cuda.graph(graph):
-            kept = passes()
-
-    def descend(loss: Any, batch: Any, optimizer: torch.optim.Optimizer, clip: float) -> Tensor:
-        for place, value in zip(seen, batch, strict=True):
-            place.copy_(value)
-        if run.device.type == "cuda":
-            graph.replay()
-            value = kept.clone()
-        else:
-            value = passes()
-        nn.utils.clip_grad_norm_(parameters, clip)
-        optimizer.step()
-        return value
-
-    run.host.descend = descend  # type: ignore[method-assign]
-
-
 def learn(config: TrainConfig, minutes: float, end: float, trial: int) -> bool:
     """Train until the model is done or `end` has come, and save; whether it is done.
 
@@ -122,12 +62,12 @@ def learn(config: TrainConfig, minutes: float, end: float, trial: int) -> bool:
     run = Trainer(config, resume)
     if run.step == config.steps:
         return True
-    capture(run)
+    lane = Captured(run)
     began, before = time.monotonic(), run.seconds
     mark = began
     bar = progress(desc=Path(config.out).name, unit="steps", show=True, total=config.steps, initial=run.step)
     while run.step < run.config.steps and time.monotonic() < end:
-        run.optimise()
+        lane.step()
         run.seconds = before + time.monotonic() - began
         if not resume and run.step in (trial // 5, trial):
             wait()
@@ -138,13 +78,16 @@ def learn(config: TrainConfig, minutes: float, end: float, trial: int) -> bool:
             mark = time.monotonic()
         bar.update(run.step - bar.n)
         if run.step % LOG_EVERY == 0:
-            run.log()
+            with lane.still():
+                run.log()
         if run.step % max(1, run.config.steps // 5) == 0:
-            print(run.monitor(), file=sys.stderr, flush=True)
+            with lane.still():
+                print(run.monitor(), file=sys.stderr, flush=True)
     bar.close()
-    if run.pending:
-        run.log()
-    run.save()
+    with lane.still():
+        if run.pending:
+            run.log()
+        run.save()
     return run.step == run.config.steps
 
 

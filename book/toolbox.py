@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from IPython.display import display
-from scipy import stats
 
 from i2sb_lib import Bridge, Schedule
 from i2sb_lib.checks import check
@@ -56,6 +55,8 @@ def ring_to_moons() -> MixtureBridge:
 
 def ks(sample: Any, law: Any) -> float:
     """p-value of the Kolmogorov-Smirnov test of numbers (N,) against a law: a Mixture or its cdf."""
+    from scipy import stats  # a second, which not every chapter needs
+
     cdf = getattr(law, "cdf", law)
     return float(stats.kstest(np.asarray(sample), lambda z: np.asarray(cdf(z))).pvalue)
 
@@ -74,6 +75,8 @@ def chi_square(counts: Any, expected: Any, least: float = 10) -> float:
 
     Cells in which fewer than `least` are expected are pooled into one.
     """
+    from scipy import stats
+
     counts, expected = np.asarray(counts).ravel(), np.asarray(expected).ravel()
     expected = expected / expected.sum() * counts.sum()
     small = expected < least

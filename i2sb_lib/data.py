@@ -14,6 +14,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from importlib.metadata import distribution
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
@@ -91,10 +92,9 @@ def _cuts(pictures: Sequence[Image.Image], size: Size, name: str, channels: int,
 def embedded_photographs(split: str) -> dict[str, Image.Image]:
     """The embedded photographs by file name; split "train" or "test" hold different photographs."""
     with extra("demo", "embedded"):
-        import skimage
-        import sklearn.datasets
-
-    roots = [Path(skimage.__file__).parent / "data", Path(sklearn.datasets.__file__).parent / "images"]
+        # where they are installed: importing scikit-learn takes more than a second
+        parts = {"scikit-image": "skimage/data", "scikit-learn": "sklearn/datasets/images"}
+        roots = [Path(str(distribution(name).locate_file(part))) for name, part in parts.items()]
     names = {"train": EMBEDDED_TRAIN, "test": EMBEDDED_TEST}.get(split)
     if names is None:
         raise ValueError(f'embedded photographs have splits "train" and "test", got {split!r}')

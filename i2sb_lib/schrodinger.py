@@ -29,8 +29,8 @@ def _kernel(n: int, h: float, variance: float) -> tuple[Tensor, Tensor]:
     lag = torch.arange(max(n, int(9 * math.sqrt(variance) / h) + 1), dtype=torch.float64)
     log_k = -((lag * h) ** 2) / (2 * variance)
     log_k -= (2 * log_k.exp().sum() - 1).log()
-    log_k = log_k[(torch.arange(n)[:, None] - torch.arange(n)).abs()]
-    return log_k, log_k.exp()
+    log_k = torch.cat([log_k[1:n].flip(0), log_k[:n]])  # of whose exponentials no row needs its own
+    return log_k.unfold(0, n, 1).flip(0), log_k.exp().unfold(0, n, 1).flip(0)
 
 
 def heat(log_f: Tensor, spacing: Sequence[float], variance: float) -> Tensor:

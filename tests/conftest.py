@@ -1,4 +1,8 @@
-"""What every test shares: a private cache, fixed seeds, tiny photographs, one tiny trained run."""
+"""What every test shares: a private cache, fixed seeds, tiny photographs, one tiny trained run.
+
+PyTorch, and the library with it, is imported where it is used: the process that hands out the tests starts
+three seconds sooner without.
+"""
 
 import contextlib
 import dataclasses
@@ -9,19 +13,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import kernels
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-
-from i2sb_lib.config import TrainConfig
 
 ROOT = Path(__file__).parent.parent
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores, and threads would wait for each other
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch is imported, here and in what tests start
 SHARED = ROOT.parent / "shared" / "data"
 WEIGHTS = {"lpips": "alexnet-owt-*.pth", "fid": "weights-inception-*.pth"}
+
+
+def pytest_configure(config):
+    if config.getoption("nbval", False) and sys.platform == "linux":
+        kernels.prepare(workers=hasattr(config, "workerinput"))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -40,12 +46,16 @@ def _interruptible():
 
 @pytest.fixture(autouse=True)
 def _seeds():
+    import torch
+
     torch.manual_seed(0)
     np.random.seed(0)
 
 
 def script(name: str, folder: str = "benchmarks"):
-    """A script of benchmarks/, or of another folder, as a module."""
+    """A script of benchmarks/, or of another folder, as a module; it finds those beside it."""
+    if (beside := str(ROOT / folder)) not in sys.path:
+        sys.path.append(beside)
     spec = importlib.util.spec_from_file_location(name, ROOT / folder / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -70,8 +80,10 @@ def photos(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def tiny(photos, tmp_path) -> TrainConfig:
-    """A run of nine steps that takes about a second."""
+def tiny(photos, tmp_path):
+    """The configuration of a run of nine steps that takes about a second."""
+    from i2sb_lib.config import TrainConfig
+
     return TrainConfig(
         data=str(photos), out=str(tmp_path / "run"), size=16, network="unet-tiny", steps=9, batch_size=4,
         holdout=4, warmup=2, lr=1e-3, precision="no", eval_every=1000, save_every=3, progress=False,
@@ -81,6 +93,7 @@ def tiny(photos, tmp_path) -> TrainConfig:
 @pytest.fixture(scope="session")
 def run_folder(photos, tmp_path_factory) -> Path:
     """The folder of one finished tiny run, to be read and not changed."""
+    from i2sb_lib.config import TrainConfig
     from i2sb_lib.training import train
 
     out = tmp_path_factory.mktemp("run") / "tiny"
@@ -117,6 +130,8 @@ def shared_data() -> Path:
 
 def weights_missing(metric: str) -> str:
     """Why a metric's pretrained network cannot be loaded offline; empty where it can."""
+    import torch
+
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     return "" if list(folder.glob(WEIGHTS[metric])) else f"no {WEIGHTS[metric]} in {folder}"
 

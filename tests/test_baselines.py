@@ -4,7 +4,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from skimage.restoration import richardson_lucy as skimage_richardson_lucy
 
 from i2sb_lib.baselines import Wiener, richardson_lucy, tikhonov
 from i2sb_lib.data import load_images
@@ -80,6 +79,8 @@ def test_tikhonov_solves_its_normal_equations_and_inverts_without_a_weight():
 
 def test_richardson_lucy_agrees_with_scikit_image_away_from_the_border():
     """There the paddings differ: three iterations of a seven-tap blur reach 18 pixels inwards."""
+    from skimage.restoration import richardson_lucy as skimage_richardson_lucy
+
     y = BLUR(waves(1, side=48))
     row = BLUR.matrix(48)[20, 17:24]
     kernel = torch.outer(row, row).numpy()

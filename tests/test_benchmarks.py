@@ -77,24 +77,33 @@ def test_a_packed_run_arrives_as_it_was(tmp_path, run_folder, monkeypatch):
     assert "model.json" in kept
 
 
-def test_captured_passes_make_the_steps_of_the_trainer(tmp_path):
-    flagship = script("gpu_flagship")
+def test_captured_steps_side_by_side_are_those_of_the_trainer(tmp_path):
+    flagship, captured = script("gpu_flagship"), script("captured")
     images = torch.randint(0, 256, (40, 3, 16, 16), generator=torch.Generator().manual_seed(0)).byte()
     config = flagship.small(PRESETS["celeba64-deblur"])
-    config = dataclasses.replace(config, steps=6, size=16, batch_size=4, holdout=8)
-    runs = [Trainer(dataclasses.replace(config, out=str(tmp_path / n)), images=images) for n in "ab"]
-    flagship.capture(runs[1])
-    for run in runs:
-        for _ in range(3):
-            run.optimise()
+    config = dataclasses.replace(config, steps=3, size=16, batch_size=4, holdout=8)
+    configs = [
+        dataclasses.replace(config, out=str(tmp_path / n), seed=seed)
+        for n, seed in (("a0", 0), ("b0", 0), ("c1", 1))
+    ]
+    runs, said = [Trainer(c, images=images) for c in configs], []
+    for _ in range(3):
+        runs[0].optimise()
+    runs[0].log()
+    captured.side_by_side(runs[1:], 2, lambda run, line: said.append((run.out.name, line["step"])))
+    assert said == [("b0", 2), ("c1", 2), ("b0", 3), ("c1", 3)]
     for a, b in zip(runs[0].ema.parameters(), runs[1].ema.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-7)
-    assert runs[0].log() == runs[1].log()
+        torch.testing.assert_close(a, b, rtol=0, atol=5e-7)
+    losses = [sum(n * line["loss"] for n, line in zip(ns, run.history, strict=True))
+              for ns, run in (((3,), runs[0]), ((2, 1), runs[1]), ((2, 1), runs[2]))]  # fmt: skip
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+    assert losses[2] != pytest.approx(losses[0], abs=1e-3)
     assert [type(m) is torch.nn.GroupNorm for m in runs[1].model.modules()].count(True) == 0
+    assert Trainer(configs[1], True, images=images).step == 3  # it left a state
 
 
 def test_the_gpu_s_norm_keeps_the_precision_that_it_is_given():
-    norm = script("gpu_flagship").Norm(8, 16)
+    norm = script("captured").Norm(8, 16)
     x = torch.randn(2, 16, 4, 4, generator=torch.Generator().manual_seed(0))
     with torch.autocast("cpu", torch.bfloat16):
         half = norm(x.bfloat16())

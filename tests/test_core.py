@@ -73,7 +73,7 @@ def test_the_core_alone_restores_in_python(core_alone, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         "train", 'training needs accelerate: pip install "i2sb-lib[train]"',
-        "demo", 'embedded needs skimage: pip install "i2sb-lib[demo]"',
+        "demo", 'embedded needs scikit-image: pip install "i2sb-lib[demo]"',
         "metrics", 'ssim needs torchmetrics: pip install "i2sb-lib[metrics]"',
         "book", 'plotting needs matplotlib: pip install "i2sb-lib[book]"',
     ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import functools
 import io
 import json
 import re
@@ -12,11 +13,16 @@ from conftest import ROOT, script
 from PIL import Image
 
 pytest.importorskip("myst_nb")
-PAGES = script("pages", "book/_ext")
 REFERENCE = script("reference", "book/_ext")
 COVER = script("cover", "book")
 CHECK_PAGES = script("check_pages", "tests/browser")
 NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
+
+
+@functools.cache
+def extension():
+    """The Sphinx extension: it imports Sphinx and the notebooks' formats, which takes three seconds."""
+    return script("pages", "book/_ext")
 
 
 def code(source: str, *tags: str, outputs: tuple[dict, ...] = ()) -> dict:
@@ -38,7 +44,7 @@ TEXT = {"cell_type": "markdown", "source": ["text"], "metadata": {}}
 
 
 def shown(*cells: dict) -> list[dict]:
-    return PAGES.page({"cells": [code("bootstrap", "hide-cell"), *cells], "metadata": {}})["cells"]
+    return extension().page({"cells": [code("bootstrap", "hide-cell"), *cells], "metadata": {}})["cells"]
 
 
 def outputs(notebook: dict) -> list[dict]:
@@ -89,7 +95,7 @@ def test_checks_of_a_cell_are_one_output_behind_the_others():
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda f: f.stem)
 def test_no_code_and_no_check_is_lost_between_notebook_and_page(file):
     before = json.loads(file.read_text())
-    after = PAGES.page(copy.deepcopy(before))
+    after = extension().page(copy.deepcopy(before))
     pages = words("\n".join("".join(c["source"]) for c in after["cells"]).replace("```{rest}\n```", ""))
     assert all(words("".join(c["source"])) in pages for c in before["cells"][1:])
     made = [r for o in outputs(before) if (r := o.get("metadata", {}).get("i2sb_check"))]
@@ -98,9 +104,9 @@ def test_no_code_and_no_check_is_lost_between_notebook_and_page(file):
 
 
 def test_names_are_listed_in_words():
-    assert PAGES.listed(["A"]) == "A"
-    assert PAGES.listed(["A", "B", "C"]) == "A, B and C"
-    assert PAGES.listed(list("ABCDE")) == "A, B and 3 more"
+    assert extension().listed(["A"]) == "A"
+    assert extension().listed(["A", "B", "C"]) == "A, B and C"
+    assert extension().listed(list("ABCDE")) == "A, B and 3 more"
 
 
 NUMBERS = {"27.50": True, "−0.3 ± 0.1": True, "≤ 1e-8": False, "10 or 20": False, "cunet": False}
@@ -108,7 +114,7 @@ NUMBERS = {"27.50": True, "−0.3 ± 0.1": True, "≤ 1e-8": False, "10 or 20": 
 
 @pytest.mark.parametrize("text", NUMBERS)
 def test_numbers_in_tables_are_told_from_words(text):
-    assert bool(PAGES.Numbers.NUMBER.fullmatch(text)) == NUMBERS[text]
+    assert bool(extension().Numbers.NUMBER.fullmatch(text)) == NUMBERS[text]
 
 
 def test_the_cover_draws_the_records_as_they_are():
@@ -172,8 +178,8 @@ def test_a_proof_that_is_folded_opens_and_others_stay():
     for classes, body in ((["proof", "dropdown"], 2), (["proof"], 0)):
         page, node = type("Page", (), {"body": []})(), proof_node()
         node += nodes.admonition("", nodes.paragraph("", "Proof. By parts."), classes=classes)
-        PAGES.open_proof(page, node)
-        PAGES.close_proof(page, node)
+        extension().open_proof(page, node)
+        extension().close_proof(page, node)
         assert len(page.body) == body
         assert node[0]["classes"] == ["proof"]
         assert node.astext() == ("By parts." if body else "Proof. By parts.")
@@ -200,9 +206,9 @@ def test_an_opaque_picture_loses_its_alpha_and_nothing_else():
         return Image.open(io.BytesIO(base64.b64decode(output["data"]["image/png"])))
 
     opaque, clear = picture(255), picture(100)
-    assert PAGES.lighter(clear) == clear
-    assert PAGES.lighter(FIGURE) == FIGURE
-    light = opened(PAGES.lighter(opaque))
+    assert extension().lighter(clear) == clear
+    assert extension().lighter(FIGURE) == FIGURE
+    light = opened(extension().lighter(opaque))
     assert light.mode == "RGB"
     assert light.tobytes() == opened(opaque).convert("RGB").tobytes()
 
