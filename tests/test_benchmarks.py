@@ -170,7 +170,8 @@ def tasks(tmp_path, monkeypatch):
     module = script("tasks")
     small = {"network": "unet-tiny", "batch_size": 2, "holdout": 2}
     monkeypatch.setattr(module, "BASE", module.BASE | small)
-    monkeypatch.setattr(module, "ROWS", [("regression", "sde", 1), ("bridge", "sde", 1), ("bridge", "sde", 2)])
+    walks = [("regression", "sde", 1), ("bridge", "sde", 1), ("bridge", "sde", 2)]
+    monkeypatch.setattr(module, "ROWS", walks)
     monkeypatch.setattr(module, "SAMPLES", 2)
     monkeypatch.setattr(module, "DRAWN", 1)
     for i, image in enumerate(load_images("embedded", "test")[:5]):
