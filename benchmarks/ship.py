@@ -33,7 +33,7 @@ of `i2sb_lib.denoiser`; symmetric schedule with σ₁ = {sigma:.3f}. The weights
 float16.
 
 **Training.** {images:,} images drawn from `{data}` (`data/README.md`; {holdout} of it held out), flipped at
-random; AdamW, learning rate {lr:g}, {steps:,} steps of {batch}, seed {seed}; {minutes:.0f} minutes on
+random; AdamW, learning rate {lr:g}, {steps:,} steps of {batch}, seed {seed}; {time} on
 `{device}`.{note}
 
 **Results.** On the {tested} test photographs of CelebA-HQ at 64×64, restored images rounded to 8 bits:
@@ -65,7 +65,7 @@ levels (root mean square), which was chosen on training photographs.
 **Training.** {images:,} draws from {data},
 damaged by `i2sb_lib.degradations.Mixture`, flipped at random; an
 image's error counts in terms of its own damage (`damage_floor` {floor:g}); started from `{init}`; AdamW,
-learning rate {lr:g}, {steps:,} steps of {batch}, seed {seed}; {minutes:.0f} minutes on `{device}`.
+learning rate {lr:g}, {steps:,} steps of {batch}, seed {seed}; {time} on `{device}`.
 `benchmarks/photos.py train` repeats it.{note}
 
 **Results.** On the {tested} test photographs of CelebA-HQ at 64×64, each with a damage of its own:
@@ -106,6 +106,8 @@ NOTES = {
     "celeba64-deblur-blind": """ The length of the cosine decay was shortened twice while the run was
 under way (6,500, then 5,000, then 4,400 steps): repeating it from the configuration gives a slightly
 different model.""",
+    "celeba64-deblur-blind-full": """ A draft of `benchmarks/captured.py`
+trained it, one CUDA graph a step.""",
     "photos-robust": """ (This was a draft of that script; AdamW began anew.) The first training: 1,600 steps
 of 16 from `celeba64-deblur-blind`, learning rate 0.002, its cosine decay shortened twice on the way (2,200,
 then 1,850), 81 minutes on a CPU.""",
@@ -134,7 +136,7 @@ def card(name: str, metrics: dict[str, Any]) -> str:
     model, record = load_pretrained(name, "cpu").denoiser, metrics["checkpoint"]
     training, known = record["training"], model.config.tikhonov > 0
     robust = training["degradation"] == "mixture"
-    calls = record.get("nfe", 10)
+    calls, seconds = record.get("nfe", 10), record["seconds"]
     return (ROBUST if robust else CARD).format(
         name=name,
         cells=cell_table(name) if robust else "",
@@ -161,7 +163,7 @@ def card(name: str, metrics: dict[str, Any]) -> str:
         steps=record["step"],
         batch=training["batch_size"],
         seed=training["seed"],
-        minutes=record["seconds"] / 60,
+        time=f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds",
         device=record["device"],
         note=NOTES.get(name, ""),
         tested=metrics["data"]["images"],
