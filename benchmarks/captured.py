@@ -30,7 +30,7 @@ class Norm(nn.GroupNorm):
 class Captured:
     """A Trainer whose step is recorded once and then replayed: passes, clipping, AdamW and average.
 
-    `step` takes the place of `Trainer.optimise`; the other methods wait for the card where they need to.
+    `step` takes the place of `Trainer.optimise`; what else is asked of the Trainer is asked within `still`.
     The next batch is made on a stream of its own, while the card still works at the last. For one process,
     parts of one, no dropout and no fp16.
     """
@@ -101,10 +101,8 @@ class Captured:
     def step(self) -> None:
         """One step of Algorithm 1, as `Trainer.optimise` takes it."""
         run = self.run
-        rate, decay = (
-            learning_rate(run.config, run.step),
-            min(run.config.ema, (1 + run.step) / (10 + run.step)),
-        )
+        rate = learning_rate(run.config, run.step)
+        decay = min(run.config.ema, (1 + run.step) / (10 + run.step))
         if not self.cuda:
             for group in run.optimizer.param_groups:
                 group["lr"] = rate

@@ -54,18 +54,18 @@ ROBUST = """# {name}
 
 An image-to-image Schrödinger bridge for pictures whose damage is not known: it takes out some of the blur (of
 focus or motion, to about 3 pixels), of the noise (to 0.1 of the range), alone or together,
-also after JPEG, and leaves a picture that is whole nearly as it is. About JPEG alone it does next to
-nothing. It sees the picture only, of any size.
+also after JPEG, and leaves a picture that is whole nearly as it is. About JPEG alone it does little.
+It sees the picture only, of any size.
 
 **Model.** Network `{network}`, {parameters:,} parameters, {conditioned}, with the `{prediction}` prediction
 of `i2sb_lib.denoiser`; symmetric schedule with σ₁ = {sigma:.3f}. The weights are the exponential average, in
 float16. It recommends {calls}, and leaves alone what it would change by less than {least:g} grey
 levels (root mean square), which was chosen on training photographs.
 
-**Training.** {images:,} draws from {data},
-damaged by `i2sb_lib.degradations.Mixture`, flipped at random; an
-image's error counts in terms of its own damage (`damage_floor` {floor:g}); started from `{init}`; AdamW,
-learning rate {lr:g}, {steps:,} steps of {batch}, seed {seed}; {time} on `{device}`.
+**Training.** {images:,} draws in all, half from {data},
+damaged by `i2sb_lib.degradations.Mixture`, flipped at random; an image's error counts in terms of its own
+damage (`damage_floor` {floor:g}); started from {init};
+AdamW, learning rate {lr:g}, {steps:,} steps of {batch}, seed {seed}; {time} on `{device}`.
 `benchmarks/photos.py train` repeats it.{note}
 
 **Results.** On the {tested} test photographs of CelebA-HQ at 64×64, each with a damage of its own:
@@ -108,9 +108,9 @@ under way (6,500, then 5,000, then 4,400 steps): repeating it from the configura
 different model.""",
     "celeba64-deblur-blind-full": """ A draft of `benchmarks/captured.py`
 trained it, one CUDA graph a step.""",
-    "photos-robust": """ (This was a draft of that script; AdamW began anew.) The first training: 1,600 steps
-of 16 from `celeba64-deblur-blind`, learning rate 0.002, its cosine decay shortened twice on the way (2,200,
-then 1,850), 81 minutes on a CPU.""",
+    "photos-robust": """ (`--init` for this, its second training, which a draft
+of that script made; AdamW began anew. The first: 1,600 steps of 16 from `celeba64-deblur-blind`, learning
+rate 0.002, its cosine decay shortened twice on the way (2,200, then 1,850), 81 minutes on a CPU.)""",
 }
 
 
