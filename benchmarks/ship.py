@@ -60,7 +60,7 @@ It sees the picture only, of any size.
 **Model.** Network `{network}`, {parameters:,} parameters, {conditioned}, with the `{prediction}` prediction
 of `i2sb_lib.denoiser`; symmetric schedule with σ₁ = {sigma:.3f}. The weights are the exponential average, in
 float16. It recommends {calls}, and leaves alone what it would change by less than {least:g} grey
-levels (root mean square), which was chosen on training photographs.
+levels (root mean square), which was chosen on training photographs. A grey picture stays grey.
 
 **Training.** {images:,} draws in all, half from {data},
 damaged by `i2sb_lib.degradations.Mixture`, flipped at random; an image's error counts in terms of its own
@@ -115,8 +115,8 @@ rate 0.002, its cosine decay shortened twice on the way (2,200, then 1,850), 81 
 
 
 def digits(value: float | None, count: int) -> str:
-    """A number as a table has it; None is an infinite mean: some picture is the clean one to the byte."""
-    return "∞" if value is None else f"{value:.{count}f}"
+    """A number as a table has it; None is no mean: some picture is the clean one to the byte."""
+    return "–" if value is None else f"{value:.{count}f}"
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -129,6 +129,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         lines.append(
             f"| {head} | " + " | ".join(digits(row[k]["value"], d) for k, d in DIGITS.items()) + " |"
         )
+    if any(row["psnr"]["value"] is None for row in rows):
+        lines.append("\nNo mean of PSNR: some pictures are the clean ones to the byte.")
     return "\n".join(lines)
 
 
@@ -182,6 +184,7 @@ def main() -> None:
     parser.add_argument("--of", help="what the training images are, where they were given in memory")
     parser.add_argument("--calls", type=int, help="network calls that the model recommends, if not ten")
     parser.add_argument("--least-change", type=float, help="grey levels below which a picture is left alone")
+    parser.add_argument("--grey-stays", action="store_true", help="what has no colour comes back with none")
     parser.add_argument("--card", action="store_true")
     args = parser.parse_args()
     if not (args.test or args.card):
@@ -191,7 +194,7 @@ def main() -> None:
     if not args.card:
         run = load_pretrained(args.run, "cpu")
         training = run.record["training"] | {"out": name} | ({"data": args.of} if args.of else {})
-        said = {"nfe": args.calls, "least_change": args.least_change}
+        said = {"nfe": args.calls, "least_change": args.least_change, "grey_stays": args.grey_stays}
         record = run.record | {k: v for k, v in said.items() if v}
         record |= {"training": training, "config_hash": config_hash(training)}
         save_pretrained(shipped, run.denoiser, record)

@@ -93,8 +93,7 @@ class Restore:
             x1 = _degrade(degrade, x, names, self.seed) if degrade else x
             how: dict[str, Any] = {"power": self.power, "consistency": self.consistency}
             seeds = [seed_of(self.seed, name) for name in names]
-            slow = x1[0, 0].numel() > 512**2
-            x0_hat = model.restore(x1, self.nfe, self.sampler, seeds, progress=slow, **how)
+            x0_hat = model.restore(x1, self.nfe, self.sampler, seeds, progress=True, **how)
             return torch.cat([x1, x0_hat], dim=-1) if degrade else x0_hat
 
         paths = [self.source, self.target, *self.more]
@@ -190,9 +189,8 @@ class Evaluate:
         for sampler, nfe in [("identity", 0), *((s, n) for s in self.samplers for n in calls)]:
             x = model.restore(x1, nfe, sampler, self.seed, progress=True, **how) if nfe else x1  # type: ignore[arg-type]
             result = evaluate(x, x0, metrics)
-            values = {
-                k: {n: _plain(getattr(m, n)) for n in ("value", "low", "high")} for k, m in result.items()
-            }
+            parts = ("value", "low", "high")
+            values = {k: {n: _plain(getattr(m, n)) for n in parts} for k, m in result.items()}
             if not rows:
                 print(f"{len(x0)} images, {degrade or self.degraded}")
                 print("  ".join(f"{h:>9}" for h in ("sampler", "nfe", *result)))

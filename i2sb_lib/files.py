@@ -26,6 +26,10 @@ def atomic_write(path: Path, write: Callable[[Path], Any]) -> None:
         with contextlib.suppress(OSError):  # a file system without rights
             partial.chmod(stat.S_IMODE(mode))
         os.replace(partial, path)
+    except OSError as error:
+        if error.filename == str(partial):
+            error.filename = str(path)  # the name that its user knows
+        raise
     finally:
         partial.unlink(missing_ok=True)
 
@@ -36,9 +40,8 @@ def git_commit(root: Path = Path(__file__).parents[1]) -> str | None:
     if not ((root / ".git").exists() and project.exists() and 'name = "i2sb-lib"' in project.read_text()):
         return None
     command = ["git", "-C", str(root), "rev-parse", "HEAD"]
-    here = {
-        k: v for k, v in os.environ.items() if not k.startswith("GIT_")
-    }  # of a hook of another repository
+    # GIT_...: of a hook of another repository
+    here = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, env=here).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

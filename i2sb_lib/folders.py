@@ -160,9 +160,8 @@ def each_image(sources: Sequence[str | Path], target: str, work: Work, channels:
         for group in groups.values():
             finish(group)
     except KeyboardInterrupt:
-        print(
-            f"i2sb: stopped: {len(written)} of {len(jobs)} images were written to {target}", file=sys.stderr
-        )
+        count = f"{len(written)} of {len(jobs)} images"
+        print(f"i2sb: stopped: {count} were written to {target}", file=sys.stderr)
         raise
     if len(failed) == len(jobs) and len({why for _, why in failed}) == 1:
         failed = [(str(sources[0]) if len(sources) == 1 else f"{len(sources)} sources", failed[0][1])]

@@ -29,12 +29,8 @@ _OPAQUE = (".jpg", ".jpeg", ".jfif", ".bmp", ".ppm")  # files that hold no opaci
 _TURNS = dict(enumerate(("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270",
                          "TRANSVERSE", "ROTATE_90"), 2))  # fmt: skip
 # what a folder of ours holds, and what stands in it
-_RUN = {
-    "model.json": '"shards"',
-    "metrics.json": '"results"',
-    "metrics.partial.json": '"results"',
-    "state.pt": "",
-}
+_RUN = {"model.json": '"shards"', "metrics.json": '"results"', "metrics.partial.json": '"results"'}
+_RUN |= {"state.pt": ""}
 _SHEETS = {"contact_sheet.png", "restored.png"}  # what our runs and evaluations draw there
 
 
@@ -121,7 +117,8 @@ def to_rgb(image: Image.Image, alpha: bool = False) -> Image.Image:
     alpha: in mode RGBA instead, with its opacity.
 
     EXIF orientation and an embedded ICC profile are applied and forgotten, and ignored where they are
-    malformed. Grey of 12 and 16 bits is scaled to 8. Raises ValueError for pixels of no known scale.
+    malformed. 12 and 16 bits are scaled to 8. That, and opacity that is given up, is warned of once.
+    Raises ValueError for pixels of no known scale.
     """
     profile, deep = image.info.get("icc_profile"), ";16" in str(getattr(image, "tile", ""))
     name = getattr(image, "filename", "")
@@ -141,6 +138,8 @@ def to_rgb(image: Image.Image, alpha: bool = False) -> Image.Image:
     if alpha:
         rgb.putalpha(opacity or 255)
     elif opacity is not None:
+        if opacity.getextrema() != (255, 255):
+            warnings.warn("pictures that are see-through are taken as they look over white", stacklevel=2)
         rgb = Image.composite(rgb, Image.new("RGB", rgb.size, "white"), opacity)
     rgb = rgb.transpose(Image.Transpose[turn]) if turn else rgb
     rgb.info = {}
@@ -162,6 +161,7 @@ def _eight_bits(image: Image.Image, deep: bool) -> Image.Image:
     pixels, bits = np.asarray(image if grey else image.convert("RGB")), tags.get(258, (16,))[0]
     if bits == 16 and 0 < pixels.max() < (4096 if grey else 16):
         raise ValueError("expected 16 bits a pixel in use, got at most 12, whose white is not known")
+    warnings.warn("pictures of more than 8 bits a colour are taken as 8", stacklevel=3)
     if not grey:
         image = image.copy()
         image.info |= {"transparency": tuple(v >> 8 for v in key)} if isinstance(key, tuple) else {}
@@ -215,6 +215,9 @@ def taken(x: Any, channels: int = 3) -> tuple[list[Tensor], Callable[[list[Tenso
         image = x if isinstance(x, Image.Image) else open_image(x, channels == 4)
         return [to_float(to_tensor(image, channels))], lambda ys: to_image(ys[0])
     if isinstance(x, np.ndarray) and x.dtype == np.uint8 and x.size:
+        if x.ndim == 2 and channels > 1:  # grey, as Pillow's would be
+            ys, back = taken(Image.fromarray(x), channels)
+            return ys, lambda ys: np.asarray(back(ys))
         batch = x[None] if x.ndim == 3 else x[None, ..., None] if x.ndim == 2 else x
         if batch.ndim == 4 and batch.shape[-1] == channels:
             pixels = torch.from_numpy(batch.copy()).permute(0, 3, 1, 2)
@@ -253,10 +256,9 @@ def is_hidden(name: str) -> bool:
 def is_run(folder: Path) -> bool:
     """Whether a run or an evaluation of ours wrote there: by what its files say, not by their names."""
     for name, mark in _RUN.items():
+        file = folder / name
         with contextlib.suppress(OSError):
-            if (folder / name).is_file() and (
-                not mark or mark in (folder / name).read_text(errors="replace")
-            ):
+            if file.is_file() and (not mark or mark in file.read_text(errors="replace")):
                 return True
     return False
 

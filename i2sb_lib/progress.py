@@ -7,7 +7,7 @@ from typing import Any, TextIO
 from tqdm.auto import tqdm
 
 EVERY = 60.0  # seconds between two lines of a log
-DELAY = 5.0  # and before the first: what is done by then needs none
+DELAY = 5.0  # before the first, as before a bar: what is done by then needs none
 _LINE = "{desc}: {n_fmt} of {total_fmt} {unit}, {elapsed} gone, about {remaining} to go{postfix}"
 
 
@@ -32,11 +32,10 @@ def progress(
 ) -> tqdm:
     """tqdm over `items` (or of options' total, advanced by hand), with an estimate, on stderr.
 
-    On a terminal it is a bar; elsewhere a line after DELAY seconds, every EVERY seconds and at the end.
+    After DELAY seconds: on a terminal a bar; elsewhere a line, another every EVERY seconds and at the end.
     show: False for silence. desc says what is done, unit what is counted.
     """
-    how: dict[str, Any] = {}
+    how: dict[str, Any] = {"delay": DELAY}
     if show and not sys.stderr.isatty():
-        how = {"file": _Lines(sys.stderr), "bar_format": _LINE, "delay": DELAY}
-        how |= {"mininterval": EVERY, "miniters": 1}
+        how |= {"file": _Lines(sys.stderr), "bar_format": _LINE, "mininterval": EVERY, "miniters": 1}
     return tqdm(items, desc=desc, unit=unit, disable=not show, **how, **options)

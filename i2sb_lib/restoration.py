@@ -91,15 +91,14 @@ class Restorer(nn.Module):
             if count:
                 kind = f"{count} of {len(x1)} images cannot be the {self.denoiser.operator} that this model"
                 said = f"restore: {kind} was made for: they may come out worse than they went in"
-                warnings.warn(said, stacklevel=4)
+                warnings.warn(said, stacklevel=5)  # no_grad is a frame of its own
 
     def grid(self, nfe: int | None = None, power: float = 1.0, consistency: float = 0.0) -> Tensor:
         """The times (nfe + 1,) of a walk, see `Schedule.grid`; ValueError for what cannot be."""
         if not 0 <= consistency < float("inf"):
             raise ValueError(f"expected a finite consistency of at least 0, got {consistency}")
         if consistency and not isinstance(self.denoiser.operator, Separable):
-            blur = self.denoiser.operator or self.denoiser.config.degradation
-            raise ValueError(f"consistency needs a separable blur, got {blur}")
+            raise ValueError(f"consistency needs a separable blur, got {self.made_for}")
         alone = self.denoiser.config.process == "regression"
         if nfe is None:
             nfe = 1 if alone else self.record.get("nfe", 10)
@@ -135,7 +134,8 @@ class Restorer(nn.Module):
         cut back. Above 512 pixels the network sees overlapping windows, whose estimates are blended
         at each step. The work is done on the model's device, in bfloat16 where it has that, and
         the result is on x1's. What would change by less than the record's least_change (grey levels,
-        root mean square) comes back as it is. Raises ValueError for other input, and MemoryError.
+        root mean square) comes back as it is; with its grey_stays, what has no colour comes back with
+        none. Raises ValueError for other input, and MemoryError.
         """
         if batch_size is not None and not (type(batch_size) is int and batch_size >= 1):
             raise ValueError(f"expected a whole batch_size of at least 1, got {batch_size}")
@@ -146,7 +146,7 @@ class Restorer(nn.Module):
             check_images(x1, "restore", self.denoiser.config.channels)
             if float(x1.min()) >= 0 and float(x1.max()) > 0 and not torch.allclose(x1, quantise(x1).to(x1)):
                 said = "restore: no value is below 0: give images in [0, 1] as 2 * x1 - 1, in [-1, 1]"
-                warnings.warn(said, stacklevel=3)  # no_grad is a frame of its own
+                warnings.warn(said, stacklevel=3)
             return walk(x1, generators(seed, len(x1)))
         pictures, back = taken(x1, self.denoiser.config.channels)
         drawn = generators(seed, len(pictures))
@@ -182,7 +182,7 @@ class Restorer(nn.Module):
         kind = auto_precision(device)
         dtype = torch.float16 if kind == "fp16" else torch.bfloat16
         autocast = torch.autocast(device.type, dtype) if kind != "no" else contextlib.nullcontext()
-        least = self.record.get("least_change", 0.0)
+        least, stays = self.record.get("least_change", 0.0), self.record.get("grey_stays", False)
         calls = nfe * len(windows) * -(-len(x1) // size)
 
         def restored(part: Tensor, drawn: list[torch.Generator]) -> Tensor:
@@ -209,8 +209,10 @@ class Restorer(nn.Module):
                 for i in range(0, len(x1), size):
                     part = x1[i : i + size].float().to(device)
                     out[i : i + size] = restored(part, drawn[i : i + size])
-                    for y, x in zip(out[i : i + size], x1[i : i + size], strict=True) if least else ():
-                        if 127.5 * (y - x).square().mean().sqrt() < least:
+                    for y, x in zip(out[i : i + size], x1[i : i + size], strict=True):
+                        if stays and torch.equal(x, x[:1].expand_as(x)):
+                            y.copy_(y.mean(0).expand_as(y))
+                        if least and 127.5 * (y - x).square().mean().sqrt() < least:
                             y.copy_(x)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):

@@ -1,5 +1,6 @@
 """Writing that is whole or nothing, from many threads, and whose commit a result records."""
 
+import errno
 import os
 import shutil
 import stat
@@ -34,6 +35,15 @@ def test_eight_threads_may_save_one_path(tmp_path):
         seen = set().union(*pool.map(work, levels))
     assert seen <= {(level,) for level in levels}
     assert [f.name for f in tmp_path.iterdir()] == ["out.png"]
+
+
+def test_a_failure_is_told_by_the_name_that_was_asked_for(tmp_path):
+    def full(partial):
+        raise OSError(errno.ENOSPC, "No space left on device", str(partial))
+
+    with pytest.raises(OSError, match=r"out\.png") as found:
+        atomic_write(tmp_path / "out.png", full)
+    assert found.value.filename == str(tmp_path / "out.png")
 
 
 def test_a_killed_process_leaves_no_picture_and_no_damage(tmp_path):

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import warnings
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -38,10 +39,10 @@ def pixels(image):
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def reopen(image, suffix="png", **options):
+def reopen(image, suffix="png", alpha=False, **options):
     stream = io.BytesIO()
     image.save(stream, suffix, **options)
-    return open_image(io.BytesIO(stream.getvalue()))
+    return open_image(io.BytesIO(stream.getvalue()), alpha)
 
 
 def test_every_level_survives_the_round_trip():
@@ -179,6 +180,20 @@ def test_alpha_is_composed_over_white(picture):
     assert (found[:, 0] == 255).all()
     grey = Image.merge("LA", (picture.convert("L"), Image.fromarray(alpha)))
     assert (to_tensor(reopen(grey)).numpy()[:, :, 0] == 255).all()
+
+
+def test_what_a_picture_loses_is_said(picture):
+    clear, whole = picture.convert("RGBA"), picture.convert("RGBA")
+    clear.putalpha(Image.new("L", clear.size, 254))
+    deep = raw_png([[0, 700, 65535]], 0, 1)
+    with pytest.warns(UserWarning, match="see-through are taken as they look over white"):
+        to_tensor(reopen(clear))
+    with pytest.warns(UserWarning, match="more than 8 bits a colour are taken as 8"):
+        open_image(deep)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        to_tensor(reopen(whole))
+        reopen(clear, alpha=True)
 
 
 def test_a_transparent_palette_entry_is_white():

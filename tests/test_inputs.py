@@ -247,6 +247,8 @@ class TestPictures:
         assert np.array_equal(model.restore(np.stack([array, array]), 1)[1], restored)
         grey = model.restore(image.convert("L"), 1)
         assert grey.mode == "RGB"
+        plane = np.array(image.convert("L"))
+        assert np.array_equal(model.restore(plane, 1), np.array(grey))
         assert np.array_equal(np.array(i2sb_lib.restore_image(array, model, nfe=1)), restored)
 
     def test_a_list_may_hold_several_sizes_and_each_has_its_own_noise(self, model):

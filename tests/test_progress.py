@@ -47,7 +47,10 @@ def test_short_work_in_a_pipe_and_silenced_work_say_nothing(pipe, monkeypatch):
     assert stream.getvalue() == ""
 
 
-def test_a_terminal_gets_a_bar(pipe):
+def test_a_terminal_gets_a_bar_of_what_takes_a_while(pipe, monkeypatch):
     stream = pipe(terminal=True)
+    list(progress(range(5), desc="preparing", unit="images"))
+    assert stream.getvalue() == ""
+    monkeypatch.setattr(module, "DELAY", 0.0)
     list(progress(range(5), desc="preparing", unit="images"))
     assert "\r" in stream.getvalue()

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from i2sb_lib import devices, operators, restoration, tiles
+from i2sb_lib import devices, operators, progress, restoration, tiles
 from i2sb_lib.baselines import Wiener, richardson_lucy
 from i2sb_lib.checkpoints import SHIPPED, Pretrained, load_pretrained, save_pretrained
 from i2sb_lib.data import load_images
@@ -349,6 +349,7 @@ def test_too_little_memory_is_one_sentence_with_what_to_do(model, monkeypatch, m
 
 def test_a_bar_counts_network_calls(model, capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setattr(progress, "DELAY", 0.0)
     model.restore(torch.zeros(4, 3, 8, 8), 3, batch_size=2, progress=True)
     assert "6/6" in capsys.readouterr().err
     model.restore(torch.zeros(4, 3, 8, 8), 3)
@@ -392,6 +393,18 @@ def test_what_would_hardly_change_is_left_alone():
     less = int(moved.argmin())
     assert torch.equal(kept[less], x1[less])
     assert torch.equal(kept[1 - less], found[1 - less])
+
+
+def test_what_has_no_colour_stays_so_where_the_record_says_it():
+    own = build()
+    grey = (torch.rand(1, 1, 16, 16) * 2 - 1).expand(1, 3, 16, 16)
+    x1 = torch.cat([grey, grey + torch.tensor([0.1, 0, 0])[:, None, None]])
+    found = own.restore(x1, 1)
+    assert float((found[0] - found[0].mean(0)).abs().max()) > 0.01
+    own.record = {"grey_stays": True}
+    kept = own.restore(x1, 1)
+    torch.testing.assert_close(kept[0], found[0].mean(0).expand(3, 16, 16))
+    assert torch.equal(kept[1], found[1])  # nearly grey is not grey
 
 
 def test_a_model_in_one_line(model):
@@ -485,7 +498,8 @@ class TestFit:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             told.restore(x1, 1)
-        with pytest.warns(UserWarning, match=r"1 of 3 images cannot be the GaussianBlur"):
+        with pytest.warns(UserWarning, match=r"1 of 3 images cannot be the GaussianBlur") as found:
             told.restore(torch.cat([x1[:2], x0[:1]]), 1)
+        assert found[0].filename == __file__  # where the caller's line is
         with pytest.raises(ValueError, match="expected a model of a separable blur and of noise"):
             build().fit(x1)
