@@ -128,7 +128,7 @@ class Captured:
     @contextlib.contextmanager
     def still(self) -> Iterator[Trainer]:
         """The Trainer with the card's work done, as it is without a graph: to log, to monitor, to save."""
-        groups, plain = self.run.optimizer.param_groups, {"fused": None, "foreach": None, "capturable": False}
+        groups, plain = self.run.optimizer.param_groups, {"fused": True, "foreach": None, "capturable": False}
         if self.cuda:
             torch.cuda.synchronize()
             now = [{k: group[k] for k in (*plain, "lr")} for group in groups]

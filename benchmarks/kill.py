@@ -1,7 +1,8 @@
 """Kill `i2sb train` at random moments, while it saves too, go on, and compare with an unbroken run.
 
 Every run is a fork of this process. First SIGKILL, --kills times, at any moment of the run or, every second
-time, while a file is half written; then two processes, one of which gets SIGTERM: both save, stop and go on.
+time, while a file is half written; then two processes with batches in two parts, one of which gets SIGTERM:
+both save and stop; two that torchrun starts go on for a step, and one with batches in four parts ends it.
 Prints a table, and writes it as JSON to --out. Needs a system that forks.
 
     python benchmarks/kill.py --kills 20
@@ -17,13 +18,17 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch._dynamo  # else every fork imports it anew, which takes seconds
 from PIL import Image
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from i2sb_lib import training
 from i2sb_lib.cli import main as i2sb
 
 TINY = ["--size=16", "--network=unet-tiny", "--batch-size=4", "--holdout=4", "--warmup=2", "--lr=1e-3"]
@@ -43,10 +48,10 @@ class Runs:
         for i, pixels in enumerate(noise):
             Image.fromarray(pixels).save(work / "photos" / f"{i:02}.png")
 
-    def start(self, name: str, **environ: str) -> int:
-        """The process id of a fork that starts a run, or goes on with it."""
+    def start(self, name: str, *flags: str, run: Callable[[list[str]], Any] = i2sb, **environ: str) -> int:
+        """The process id of a fork that starts a run, or goes on with it, by `run` of its arguments."""
         out = self.work / name
-        resume = ["--resume"] * (out / "state.pt").exists()
+        flags += ("--resume",) * (out / "state.pt").exists()
         if pid := os.fork():
             return pid
         code = 1
@@ -54,7 +59,7 @@ class Runs:
             sys.stdout = sys.stderr = open(self.work / "log.txt", "a", 1)  # noqa: SIM115
             os.environ |= {"I2SB_CACHE": str(self.work / "cache"), **ALONE, **environ}
             torch.set_num_threads(1)
-            i2sb([*self.flags, "--out", str(out), *resume])
+            run([*self.flags, "--out", str(out), *flags])
             code = 0
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 1
@@ -68,13 +73,13 @@ class Runs:
         """Exit codes, or minus the signals that ended them."""
         return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
 
-    def pair(self, name: str) -> list[int]:
+    def pair(self, name: str, *flags: str) -> list[int]:
         """The process ids of two forks that train together."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
         both = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        return [self.start(name, **both, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
+        return [self.start(name, *flags, **both, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
 
     def state(self, name: str) -> dict:
         return torch.load(self.work / name / "state.pt", weights_only=True)
@@ -123,25 +128,35 @@ def killed(runs: Runs, kills: int, span: float) -> dict:
     return {"kills": met, "while_saving": saving, "runs": finished, "identical": same}
 
 
+def torchrun(args: list[str]) -> None:
+    """What `torchrun --standalone --nproc-per-node 2 -m i2sb_lib` does, with forks for its processes."""
+    place = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": "kill"}
+    elastic_launch(LaunchConfig(1, 1, 2, start_method="fork", **place), i2sb)(args)
+
+
 def stopped(runs: Runs) -> dict:
-    """Two processes, of which the second alone gets SIGTERM; they go on and end as one process does."""
-    pids = runs.pair("two")
+    """Two processes, of which the second alone gets SIGTERM; two go on, then one, and end as one does."""
+    pids = runs.pair("two", "--accumulate=2")
     while not (runs.work / "two" / "state.pt").exists():
         time.sleep(0.01)
     os.kill(pids[1], signal.SIGTERM)
     codes, step = runs.finish(*pids), runs.state("two")["step"]
-    rest = runs.finish(*runs.pair("two"))
+    rest = runs.finish(runs.start("two", "--accumulate=2", "--minutes=0", run=torchrun))
+    more = runs.state("two")["step"]
+    rest += runs.finish(runs.start("two", "--accumulate=4", "--minutes=None"))
     one, two = runs.tensors("unbroken"), runs.tensors("two")
     return {
         "codes": codes,
-        "step": step,
+        "steps": [step, more],
         "codes_after": rest,
-        "losses": [float(one["loss"]), float(two["loss"])],
+        "losses": [one["loss"].tolist(), two["loss"].tolist()],
+        "apart": max(float((v - two[k]).abs().max()) for k, v in one.items() if k.startswith("ema.")),
     }
 
 
 def measure(work: Path, kills: int, steps: int, seed: int) -> dict:
     """What came of the kills and of two processes; SystemExit with what was said where a run failed."""
+    training.LOG_EVERY = 1  # a loss for every step
     runs, start = Runs(work, steps, seed), time.monotonic()
     if runs.finish(runs.start("unbroken")) != [0]:
         raise SystemExit((work / "log.txt").read_text())

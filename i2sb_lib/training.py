@@ -37,6 +37,7 @@ from i2sb_lib.states import complete, read_state
 
 LOG_EVERY = 50
 CPU = torch.device("cpu")
+FUSED = ("cpu", "cuda")  # where AdamW is one kernel
 PARTS = ("model", "ema", "optimizer", "scaler")  # of a state: what has a state of its own,
 VALUES = ("step", "seconds", "history", "pending", "fingerprint")  # and what is written as it is
 
@@ -98,9 +99,8 @@ class Trainer:
         with seeded(config.seed, CPU):
             self.model = self._build().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay
-        )
+        how = {"weight_decay": config.weight_decay, "fused": self.device.type in FUSED}
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), config.lr, **how)  # type: ignore[arg-type]
         self.scaler = self.host.scaler
         self.step, self.seconds = 0, 0.0
         self.history: list[dict[str, float]] = []

@@ -205,7 +205,10 @@ def test_a_source_distribution_holds_every_file_and_both_licences(tmp_path):
     for file in files:
         target = copy / file.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.symlink_to(file)
+        if file.suffix == ".safetensors":
+            target.touch()  # its name is enough, and packing 50 MB takes seconds
+        else:
+            target.symlink_to(file)
     code = f"from setuptools import build_meta; build_meta.build_sdist({str(tmp_path)!r})"
     subprocess.run([sys.executable, "-c", code], cwd=copy, check=True, capture_output=True)
     with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:

@@ -25,7 +25,7 @@ def run(name: str) -> dict:
 
 def stated(text: str, head: str) -> list[list[str]]:
     """The cells after those that `head`, a pattern, matches at the start of Markdown table rows."""
-    found = re.findall(rf"^\| {head} \|((?: *[\d.∞]+ *\|)+)$", text, re.M)
+    found = re.findall(rf"^\| {head} \|((?: *[\d.–]+ *\|)+)$", text, re.M)
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in found]
 
 

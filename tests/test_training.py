@@ -37,25 +37,9 @@ def unbroken(tiny, tmp_path_factory) -> TrainConfig:
     return ONCE[0]
 
 
-@pytest.fixture
-def script(tmp_path, monkeypatch) -> Path:
-    """`i2sb` with a loss in the history for every step, here and in processes that run this file."""
-    monkeypatch.setattr(training, "LOG_EVERY", 1)
-    (tmp_path / "i2sb.py").write_text(
-        "import i2sb_lib.training as t\nt.LOG_EVERY = 1\nfrom i2sb_lib.cli import main\nmain()"
-    )
-    return tmp_path / "i2sb.py"
-
-
 def changed(config: TrainConfig, name: str = "other", **changes) -> TrainConfig:
     """The config with another output folder, and with changes."""
     return dataclasses.replace(config, **{"out": str(Path(config.out).with_name(name)), **changes})
-
-
-def flags(config: TrainConfig) -> list[str]:
-    values = {k: v for k, v in vars(config).items() if v != getattr(TrainConfig(), k)}
-    named = ([f"--no-{k}"] if v is False else [f"--{k}", str(v)] for k, v in values.items())
-    return ["train", *(f.replace("_", "-") if f.startswith("--") else f for pair in named for f in pair)]
 
 
 def state(config: TrainConfig) -> dict:
@@ -105,26 +89,6 @@ def test_a_batch_in_parts_is_the_same_step(tiny, unbroken, monkeypatch):
         train(changed(tiny, "odd", accumulate=3))
     with pytest.raises(TrainingError, match="expected a device that is here, got cuda, not cpu"):
         train(changed(tiny, "gpu", device="cuda"))
-
-
-@pytest.mark.slow
-def test_a_run_goes_on_with_any_number_of_processes_and_parts(tiny, script, i2sb):
-    """A step on two processes of torchrun in two parts each, the others on one in four: as one alone.
-
-    More steps on two, and two that go on where two stopped: test_faults, by benchmarks/kill.py.
-    """
-    one, many = changed(tiny, "one"), changed(tiny, "many", minutes=0.0, accumulate=2)
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    process = i2sb(*flags(many), module=[*launch, script])
-    _, said = process.communicate(timeout=600)
-    assert process.returncode == 0, said
-    made = json.loads((Path(many.out) / "model.json").read_text())["record"]
-    assert (made["processes"], made["step"]) == (2, 1)
-    train(one)
-    train(dataclasses.replace(many, accumulate=4, minutes=None), resume=True)
-    assert losses(many) == pytest.approx(losses(one), rel=1e-5)
-    a, b = (torch.cat([v.flatten() for v in state(c)["ema"].values()]) for c in (one, many))
-    assert float((a - b).abs().max()) < 1e-4
 
 
 @pytest.mark.parametrize("cond_x1", [False, True])
