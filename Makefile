@@ -1,6 +1,6 @@
 # make book        builds everything: environment, a small bridge trained and tried, the rendered book
 # make test        runs every test and every notebook
-# make test-fast   runs the tests that are quick
+# make test-fast   checks style and types, and runs the tests that are quick
 # make check-book  renders the book and opens every page in headless Chromium
 # make execute     runs the chapters whose code changed, or one: make execute CHAPTER=07_two_algorithms
 # make bench-quick runs every script that compares speeds, in little, into runs/bench-quick
@@ -15,7 +15,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist loads
 
 RENDER := $(BIN)/jupyter-book build --warningiserror --nitpick --keep-going .
 
-.PHONY: book test test-fast check-book execute bench-quick demo lint style clean help
+.PHONY: book test test-fast check-book execute bench-quick demo lint clean help
 
 book: demo
 	$(RENDER)
@@ -31,19 +31,17 @@ demo: .venv/ready
 	  $(BIN)/i2sb train --preset embedded --out $(RUN) $$(test ! -f $(RUN)/state.pt || echo --resume) && \
 	  $(BIN)/i2sb evaluate --checkpoint $(RUN) --data embedded --nfe 1 3 --samplers ode --out $(RUN); }
 
-# mypy takes half a minute in a fresh clone, beside the tests
-test: style
-	@$(BIN)/mypy & types=$$!; $(PYTEST) --nbval tests book && wait $$types
+test: .venv/ready
+	$(PYTEST) --nbval tests book
 
 test-fast: lint
 	$(PYTEST) -p no:nbval -m "not slow" tests
 
-lint: style
-	$(BIN)/mypy
-
-style: .venv/ready
+# a formatter, a linter, and types: half a minute in a fresh clone
+lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 check-book: .venv/ready
 	$(RENDER)

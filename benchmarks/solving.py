@@ -162,7 +162,7 @@ def main() -> None:
     parser.add_argument("--tol", type=float, default=1e-8)
     args = parser.parse_args()
     if args.quick:
-        args.sizes, args.rounds = [16, 32], 1
+        args.sizes, args.rounds = [16, 24], 1
     torch.set_num_threads(1)
     print(" nodes iterations plain |  seconds    plain    dense |", end=" ")
     print("times as fast as plain, dense, ott, ott_kernel; a kernel: conv, conv_log | MB, dense")
