@@ -53,8 +53,7 @@ class Preparation(NamedTuple):
 
 def sides(size: Size) -> tuple[int, int]:
     """Height and width of a size."""
-    height, width = (size, size) if isinstance(size, int) else size
-    return height, width
+    return (size, size) if isinstance(size, int) else size
 
 
 def fit(image: Image.Image, size: Size, name: str = "image", channels: int = 3) -> Tensor:
@@ -89,8 +88,8 @@ def _cuts(pictures: Sequence[Image.Image], size: Size, name: str, channels: int,
     return [torch.stack([x[:, i : i + height, j : j + width] for i, j in places]) for x in whole]
 
 
-def embedded_photographs(split: str) -> dict[str, Image.Image]:
-    """The embedded photographs by file name; split "train" or "test" hold different photographs."""
+def _embedded(split: str) -> list[Path]:
+    """The files of the embedded photographs."""
     with extra("demo", "embedded"):
         # where they are installed: importing scikit-learn takes more than a second
         parts = {"scikit-image": "skimage/data", "scikit-learn": "sklearn/datasets/images"}
@@ -98,8 +97,12 @@ def embedded_photographs(split: str) -> dict[str, Image.Image]:
     names = {"train": EMBEDDED_TRAIN, "test": EMBEDDED_TEST}.get(split)
     if names is None:
         raise ValueError(f'embedded photographs have splits "train" and "test", got {split!r}')
-    files = [next((r / n for r in roots if (r / n).exists()), Path(n)) for n in names]
-    photographs = {f.name: Image.open(f).convert("RGB") for f in files}
+    return [next((r / n for r in roots if (r / n).exists()), Path(n)) for n in names]
+
+
+def embedded_photographs(split: str) -> dict[str, Image.Image]:
+    """The embedded photographs by file name; split "train" or "test" hold different photographs."""
+    photographs = {f.name: Image.open(f).convert("RGB") for f in _embedded(split)}
     for photo in photographs.values():  # as scikit-image decodes them: one's Adobe RGB profile is not applied
         photo.info = {}
     return photographs
@@ -158,7 +161,8 @@ def load_images(
     """
     how = Preparation(size, channels, crops, progress, skip_corrupt)
     if str(source) == "embedded":
-        return prepared("embedded", [(n, [f]) for n, f in _crops(split or "test", size)], None, how)[0]
+        key = content_key(_embedded(split or "test"), None, how, ":embedded")
+        return prepared("embedded", _rows(_crops(split or "test", size)), key, how)[0]
     files, images = open_source(str(source), split)
     column = split_column(str(source))[1]
     key = content_key(files, split, how, f":{column}" * (column != "image"))
@@ -185,10 +189,8 @@ def prepared(source: str, rows: Iterable[Row], key: str | None, how: Preparation
     bad: list[str] = []
 
     def parts() -> Iterator[Tensor]:
-        good = 0
-        for name, openers in shown(
-            rows, desc="preparing images", unit="image", show=how.progress, total=count
-        ):
+        good, every = 0, shown(rows, desc="preparing images", unit="image", show=how.progress, total=count)
+        for name, openers in every:
             try:
                 pictures = [open_it(**alpha) for open_it in openers]
                 cuts = _cuts(pictures, how.size, name, how.channels, how.crops)
