@@ -2,6 +2,7 @@
 # make test        runs every test and every notebook
 # make test-fast   checks style and types, and runs the tests that are quick
 # make check-book  renders the book and opens every page in headless Chromium
+# make pdf         renders the book and prints it as _build/i2sb-book.pdf, in headless Chromium
 # make execute     runs the chapters whose code changed, or one: make execute CHAPTER=07_two_algorithms
 # make bench-quick runs every script that compares speeds, in little, into runs/bench-quick
 # make help        says this
@@ -15,7 +16,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist loads
 
 RENDER := $(BIN)/jupyter-book build --warningiserror --nitpick --keep-going .
 
-.PHONY: book test test-fast check-book execute bench-quick demo lint clean help
+.PHONY: book test test-fast check-book pdf execute bench-quick demo lint clean help
 
 book: demo
 	$(RENDER)
@@ -46,6 +47,10 @@ lint: .venv/ready
 check-book: .venv/ready
 	$(RENDER)
 	$(BIN)/python tests/browser/check_pages.py _build/html
+
+pdf: .venv/ready
+	$(RENDER)
+	$(BIN)/python book/pdf.py
 
 execute: .venv/ready
 	$(BIN)/python book/execute.py $(CHAPTER)

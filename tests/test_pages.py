@@ -15,6 +15,7 @@ from PIL import Image
 pytest.importorskip("myst_nb")
 REFERENCE = script("reference", "book/_ext")
 COVER = script("cover", "book")
+PDF = script("pdf", "book")
 CHECK_PAGES = script("check_pages", "tests/browser")
 NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
 
@@ -92,6 +93,15 @@ def test_checks_of_a_cell_are_one_output_behind_the_others():
     assert [r["claim"] for r in listed(line)] == ["a", "b"]
 
 
+def test_checks_of_a_figure_stand_below_it_and_not_in_a_figure_of_their_own():
+    figure = code("check()", "hide-input", outputs=(FIGURE, checked("a")))
+    figure["metadata"]["mystnb"] = {"figure": {"caption": "once"}}
+    above, below = shown(figure)
+    assert above["outputs"] == [FIGURE]
+    assert "mystnb" not in below["metadata"]
+    assert [r["claim"] for r in listed(*below["outputs"])] == ["a"]
+
+
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda f: f.stem)
 def test_no_code_and_no_check_is_lost_between_notebook_and_page(file):
     before = json.loads(file.read_text())
@@ -164,11 +174,77 @@ def test_requests_that_leave_the_site_are_seen():
 
 
 def test_without_a_chromium_one_sentence_says_so(monkeypatch, capsys):
-    monkeypatch.setattr(CHECK_PAGES.shutil, "which", lambda _: None)
+    monkeypatch.setattr("shutil.which", lambda _: None)
     monkeypatch.delenv("CHROMIUM", raising=False)
     monkeypatch.setattr(sys, "argv", ["check_pages.py"])
     assert CHECK_PAGES.main() == 2
     assert capsys.readouterr().out.startswith("No Chromium was found")
+
+
+def test_without_a_chromium_or_the_pages_no_pdf_is_begun(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    monkeypatch.delenv("CHROMIUM", raising=False)
+    assert PDF.main(str(tmp_path)) == 2
+    assert capsys.readouterr().out.startswith("No Chromium was found")
+    monkeypatch.setenv("CHROMIUM", "chromium")
+    assert PDF.main(str(tmp_path)) == 2
+    assert capsys.readouterr().out.startswith(f"No book at {tmp_path}")
+
+
+def article(html: str):
+    return PDF.BeautifulSoup(f"<article>{html}</article>", "html.parser").article
+
+
+def test_on_paper_a_place_is_that_of_its_chapter_and_links_stay_in_the_book():
+    links = ["#a", "02_b.html#a", "02_b.html", "../genindex.html", "https://x.org/y"]
+    text = article(
+        '<h2 id="a"></h2><img src="../_images/p.png"/>' + "".join(f'<a href="{u}"></a>' for u in links)
+    )
+    done = PDF.moved(text, "book/01_a.html", {"book/01_a.html", "book/02_b.html"}, "html/")
+    assert [t["id"] for t in done.select("h2")] == ["p-01_a-a"]
+    assert done.img["src"] == "html/_images/p.png"
+    there = [a.get("href") for a in done.select("a")]
+    assert there == ["#p-01_a-a", "#p-02_b-a", "#p-02_b", None, "https://x.org/y"]
+
+
+def test_on_paper_arguments_are_open_and_code_is_left_out_but_that_of_a_solution():
+    code = '<details class="fold"><summary>Code</summary><div class="cell_input">x</div></details>'
+    proof = '<details class="fold"><summary>Proof</summary>So.</details>'
+    line = '<details class="checks"><summary>2 checks</summary>of what</details>'
+    text = article(f'{code}{proof}<div class="solution">{code.replace("x", "y")}</div>{line}')
+    PDF.opened(text)
+    assert text.get_text() == "ProofSo.y2 checks"
+    assert [d.has_attr("open") for d in text.select("details")] == [True]
+
+
+def test_pages_of_a_pdf_are_counted_through_its_tree():
+    pdf = b"""1 0 obj
+<</Type /Catalog
+/Pages 2 0 R
+/Dests 9 0 R>>
+endobj
+2 0 obj
+<</Kids [3 0 R
+6 0 R]>>
+endobj
+3 0 obj
+<</Kids [7 0 R 5 0 R]>>
+endobj
+5 0 obj
+<<>>
+endobj
+6 0 obj
+<<>>
+endobj
+7 0 obj
+<<>>
+endobj
+9 0 obj
+<</p-a [6 0 R /XYZ 0 1 0]
+/p#2Db [5 0 R /XYZ 0 1 0]>>
+endobj
+"""
+    assert PDF.places(pdf) == {"p-a": 3, "p-b": 2}
 
 
 def test_a_proof_that_is_folded_opens_and_others_stay():

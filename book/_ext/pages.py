@@ -46,6 +46,10 @@ def page(notebook: dict[str, Any]) -> dict[str, Any]:
             cell["outputs"] = one_line([lighter(output) for output in cell["outputs"]])
             if "hide-cell" in cell["metadata"].get("tags", []) and cell["outputs"] == checks_of(cell):
                 cell["metadata"]["tags"] = ["hide-input"]
+            elif "figure" in cell["metadata"].get("mystnb", {}) and (line := checks_of(cell)):
+                cell["outputs"].remove(*line)  # each output of its cell would get the caption
+                cells.append(cell)
+                cell = {**cell, "source": "", "outputs": line, "metadata": {}}
         elif "items" in cell["metadata"].get("tags", []):
             cell["source"] = ITEM.sub(lambda head: head[0].rstrip() + "\n\n```{rest}\n```\n", source(cell))
         cells.append(cell)

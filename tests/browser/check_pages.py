@@ -9,13 +9,8 @@ open, a search that misses. Exits 2 without a Chromium.
 """
 
 import argparse
-import json
-import os
-import shutil
 import signal
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -25,17 +20,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urldefrag, urlsplit
 
+sys.path.append(str(Path(__file__).parents[2] / "book"))
+from browser import Browser, Missing, chromium
+
 AXE = Path(__file__).with_name("axe.min.js")
-BROWSERS = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome"]
-OFF = ["gpu", "quic", "background-networking", "component-update", "sync", "extensions"]
-QUIET = [
-    "--headless",
-    "--no-sandbox",
-    "--no-first-run",
-    "--hide-scrollbars",
-    *(f"--disable-{o}" for o in OFF),
-]
-QUIET += ["--remote-debugging-port=0", "--remote-allow-origins=*"]
 TALLEST, HEAVIEST = 15_000, 1_500_000  # pixels at 1440; bytes of a page and its own pictures
 
 # Pages whose text is still being shortened; one that is neither too tall nor too heavy must leave this list.
@@ -104,76 +92,6 @@ AXE_RUN = """(async () => {
   return JSON.stringify(found.violations.filter((v) => ["serious", "critical"].includes(v.impact))
     .map((v) => [v.id, v.nodes.length, v.nodes[0].target.join(" "), v.nodes[0].html.slice(0, 160)]));
 })()"""
-
-
-class Browser:
-    """One tab of a headless Chromium, driven through its DevTools protocol."""
-
-    def __init__(self, program: str) -> None:
-        import urllib.request
-
-        import websocket  # websocket-client
-
-        self.profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-        command = [program, *QUIET, f"--user-data-dir={self.profile.name}", "about:blank"]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        port = Path(self.profile.name, "DevToolsActivePort")
-        for _ in range(300):
-            if port.exists() and port.read_text().strip():
-                break
-            if self.process.poll() is not None:
-                raise RuntimeError(f"{program} did not start: exit status {self.process.returncode}")
-            time.sleep(0.1)
-        address = f"http://127.0.0.1:{port.read_text().split()[0]}/json"
-        tabs = json.load(urllib.request.urlopen(address))
-        tab = next(t for t in tabs if t["type"] == "page")
-        self.socket = websocket.create_connection(tab["webSocketDebuggerUrl"], timeout=600)
-        self.events: list[dict[str, Any]] = []
-        self.count = 0
-        for domain in ["Page", "Runtime", "Network", "Log"]:
-            self.call(f"{domain}.enable")
-
-    def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """Send a command and wait for its result; events that come first are kept."""
-        self.count += 1
-        self.socket.send(json.dumps({"id": self.count, "method": method, "params": params}))
-        while (message := json.loads(self.socket.recv())).get("id") != self.count:
-            self.events.append(message)
-        if "error" in message:
-            raise RuntimeError(f"{method}: {message['error']['message']}")
-        return message["result"]
-
-    def evaluate(self, script: str) -> Any:
-        """The value of a script, awaited; JSON text is decoded."""
-        done = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
-        if "exceptionDetails" in done:
-            raise RuntimeError(str(done["exceptionDetails"].get("exception", {}).get("description")))
-        value = done["result"].get("value")
-        return json.loads(value) if isinstance(value, str) and value[:1] in "[{" else value
-
-    def resize(self, width: int, height: int = 1000) -> None:
-        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-        self.call("Emulation.setDeviceMetricsOverride", **size)
-
-    def open(self, url: str) -> None:
-        """Load a page at 1440 pixels, in light, and wait until nothing of it is outstanding."""
-        self.resize(1440)
-        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "light"}])
-        self.events = []
-        self.call("Page.navigate", url=url)
-        while not any(e.get("method") == "Page.loadEventFired" for e in self.events):
-            self.events.append(json.loads(self.socket.recv()))
-
-    def screenshot(self, file: Path) -> None:
-        import base64
-
-        file.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
-
-    def close(self) -> None:
-        self.socket.close()
-        self.process.terminate()
-        self.process.wait()
-        self.profile.cleanup()
 
 
 def faults_of_loading(events: list[dict[str, Any]], origin: str) -> Iterator[str]:
@@ -331,12 +249,10 @@ def main() -> int:
     parser.add_argument("--shots", type=Path, help="a folder for screenshots: desktop, phone, dark")
     parser.add_argument("--only", default="", help="pages whose name contains this")
     options = parser.parse_args()
-    program = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None:
-        print("No Chromium was found: install chromium or google-chrome, or name one in CHROMIUM.")
-        return 2
-    if not (options.html / "index.html").exists():
-        print(f"No book at {options.html}: make book builds it.")
+    try:
+        program = chromium(options.html)
+    except Missing as error:
+        print(error)
         return 2
     if options.shots:
         options.shots.mkdir(parents=True, exist_ok=True)
