@@ -62,10 +62,10 @@ bench-quick: .venv/ready
 	  echo "benchmarks/$$name.py"; \
 	  $(BIN)/python benchmarks/$$name.py --quick --out runs/bench-quick/$$name || exit 1; done
 
-.venv/ready: pyproject.toml
+.venv/ready: pyproject.toml book/versions.txt
 	@echo "Making the environment in .venv: PyTorch alone is several GB, so this takes minutes."
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --no-compile --editable ".[all]"
+	$(BIN)/pip install --quiet --no-compile --constraint book/versions.txt --editable ".[all]"
 	@# what pip leaves out here, on all cores; some packages hold templates that are no Python
 	@$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 	@touch $@

@@ -247,6 +247,20 @@ endobj
     assert PDF.places(pdf) == {"p-a": 3, "p-b": 2}
 
 
+def test_the_versions_that_build_the_pages_are_within_the_ranges_that_are_stated():
+    from packaging.requirements import Requirement
+
+    locked = [Requirement(line) for line in (ROOT / "book" / "versions.txt").read_text().splitlines()[1:]]
+    exact = {r.name: str(r.specifier).removeprefix("==") for r in locked}
+    stated = re.findall(
+        r'^    "((?:jupyter-book|sphinx)[^"]*)",$', (ROOT / "pyproject.toml").read_text(), re.M
+    )
+    assert len(stated) == 3
+    for text in stated:
+        wanted = Requirement(text)
+        assert wanted.specifier.contains(exact[wanted.name]), text
+
+
 def test_a_proof_that_is_folded_opens_and_others_stay():
     from docutils import nodes
     from sphinx_proof.nodes import proof_node
