@@ -1,10 +1,12 @@
 """What the rendered pages make of a notebook, and that the cover draws what was measured."""
 
 import base64
+import contextlib
 import copy
 import functools
 import io
 import json
+import pkgutil
 import re
 import sys
 
@@ -348,3 +350,36 @@ def test_code_that_names_something_of_the_reference_is_linked(text):
         "Mixture.sample",
     ]
     assert REFERENCE.full_name(text, {f"i2sb_lib.{name}": None for name in functions}) == NAMED[text]
+
+
+STATEMENTS = {
+    label
+    for file in NOTEBOOKS
+    for cell in json.loads(file.read_text())["cells"]
+    for label in re.findall(r"\{prf:\w+\}[^\n]*\n:label: (\S+)", "".join(cell["source"]))
+}
+ROWS = re.findall(
+    r"^\| (.*`.*|the same.*) \| (.*prf:ref.*) \|$", (ROOT / "book" / "reference.md").read_text(), re.M
+)
+
+
+def named(name: str) -> object:
+    """What a row calls by the name that the reference has it under."""
+    for home in ("", ".operators", ".schrodinger", ".gaussian_mixtures"):
+        with contextlib.suppress(AttributeError, ImportError):
+            return pkgutil.resolve_name(f"i2sb_lib{home}.{name}")
+    raise AssertionError(f"no {name} in the library")
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0].split(",")[0].strip("`"))
+def test_a_function_and_its_statements_are_there(row):
+    for code in re.findall(r"`([\w.]+)[^`]*`", row[0]):
+        assert callable(named(code.removeprefix("i2sb_lib."))), code
+    labels = re.findall(r"\{prf:ref\}`([\w-]+)`", row[1])
+    assert labels
+    assert set(labels) <= STATEMENTS
+
+
+def test_as_many_functions_stand_beside_their_statements_as_are_announced():
+    assert len(ROWS) == 19
+    assert "Nineteen rows" in (ROOT / "book" / "reference.md").read_text()
