@@ -1,10 +1,13 @@
 """Draw what the book's cover shows, from a simulation and from the records: `python book/cover.py`.
 
 Writes into book/_static/cover: walk.html (the moving picture: walks of a bridge whose denoiser is exact),
-results.svg (quality against quality, from data/runs), faces.jpg, and preview.jpg for links to the book.
+results.svg (quality against quality, from data/runs), tree.html (when to use what, as in chapter 12),
+faces.jpg, and preview.jpg for links to the book.
 """
 
+import ast
 import json
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +158,27 @@ def described() -> str:
     return "PSNR against LPIPS. " + "; ".join(said) + "."
 
 
+def tree_html() -> str:
+    """The decision tree of chapter 12, from the cell that draws it, as a list that reads in any width."""
+    notebook = json.loads((ROOT / "book" / "12_results.ipynb").read_text())
+    cell = next(c for c in notebook["cells"] if c.get("id") == "results-tree")
+    body = [node for node in ast.parse("".join(cell["source"])).body if isinstance(node, ast.Assign)]
+    value = {node.targets[0].id: node.value for node in body if isinstance(node.targets[0], ast.Name)}
+
+    def words(text: str) -> str:
+        return escape(text.replace("\n", " ").replace("$x_1$", "x₁"), quote=False)
+
+    lines = []
+    for question, answer, leaf, _ in ast.literal_eval(value["TREE"]):
+        on = {"yes": "no", "no": "yes"}[answer]
+        ask = f'<span class="ask">{words(question)}</span><span class="way">{answer} →</span>'
+        lines.append(f'<li>{ask}<span class="leaf">{words(leaf)}</span><span class="on">{on} ↓</span></li>')
+    last = words(ast.literal_eval(value["last"]))
+    return "\n".join(
+        ['<ol class="tree">', *lines, f'<li><span class="leaf last">{last}</span></li>', "</ol>\n"]
+    )
+
+
 def faces() -> Image.Image:
     """One face four times, side by side: blurred, one call, ten calls, clean."""
     run = ROOT / "data" / "runs" / "celeba64-deblur-blind"
@@ -201,6 +225,7 @@ def main() -> None:
     COVER.mkdir(parents=True, exist_ok=True)
     (COVER / "walk.html").write_text(walk_html())
     (COVER / "results.svg").write_text(results_svg())
+    (COVER / "tree.html").write_text(tree_html())
     faces().save(COVER / "faces.jpg", quality=90, optimize=True)
     preview().save(COVER / "preview.jpg", quality=88, optimize=True)
 

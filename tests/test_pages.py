@@ -134,6 +134,11 @@ def test_the_cover_draws_the_records_as_they_are():
     assert f"{COVER.measured('celeba64-deblur', 10)['psnr']['value']:.2f} dB" in COVER.described()
 
 
+def test_the_cover_has_the_tree_of_chapter_12():
+    assert (COVER.COVER / "tree.html").read_text() == COVER.tree_html()
+    assert COVER.tree_html().count('class="ask"') == 4
+
+
 def test_the_cover_moves_along_walks_that_were_simulated():
     """As drawn, up to a pixel: another machine's random numbers are the same, its last digits need not be."""
     drawn = (COVER.COVER / "walk.html").read_text()
