@@ -388,3 +388,11 @@ def test_a_function_and_its_statements_are_there(row):
 def test_as_many_functions_stand_beside_their_statements_as_are_announced():
     assert len(ROWS) == 19
     assert "Nineteen rows" in (ROOT / "book" / "reference.md").read_text()
+
+
+def test_a_reader_can_reach_every_source_that_is_published():
+    entries = re.split(r"^@", (ROOT / "book" / "references.bib").read_text(), flags=re.M)[1:]
+    without = [
+        e.split("{")[1].split(",")[0] for e in entries if not re.search(r"^\s*(doi|eprint|url)\s*=", e, re.M)
+    ]
+    assert without == ["zaytsev2024", "wang_slides"]  # the report and the slides, which are not
