@@ -396,3 +396,11 @@ def test_a_reader_can_reach_every_source_that_is_published():
         e.split("{")[1].split(",")[0] for e in entries if not re.search(r"^\s*(doi|eprint|url)\s*=", e, re.M)
     ]
     assert without == ["zaytsev2024", "wang_slides"]  # the report and the slides, which are not
+
+
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda f: f.stem)
+def test_every_figure_is_referred_to(file):
+    cells = json.loads(file.read_text())["cells"]
+    text = "".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+    names = {c["metadata"].get("mystnb", {}).get("figure", {}).get("name") for c in cells} - {None}
+    assert {name for name in names if not re.search(rf"[`<]{re.escape(name)}[`>]", text)} == set()
