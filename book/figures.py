@@ -90,9 +90,9 @@ def pictures(ax: Any, images: Any) -> Layer:
     )
 
 
-def webp(image: Image.Image) -> str:
-    """An image, without loss, as an address that holds it."""
-    image.save(file := io.BytesIO(), "webp", lossless=True)
+def webp(image: Image.Image, lossless: bool = True) -> str:
+    """An image as an address that holds it."""
+    image.save(file := io.BytesIO(), "webp", lossless=lossless, quality=80)
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
 
 
@@ -112,7 +112,7 @@ def moving(
     says: Sequence[str] = (),
     first: Sequence[int] | None = None,
     pace: int = 0,
-    dpi: float = 180,
+    dpi: float = 150,
 ) -> None:
     """Show a matplotlib figure over which `layers` move with the controls, and close it.
 
@@ -122,7 +122,12 @@ def moving(
     the still picture wherever no script runs. pace: milliseconds a state for a button that plays the first
     control; 0 is none. label: what is seen, for a screen reader.
     """
-    first = tuple(first or [0] * len(controls))
+    first, shape = tuple(first or [0] * len(controls)), [len(states) for states in controls.values()]
+    for kind, values in [(layer.kind, layer.values) for layer in layers]:
+        if any(n not in (1, m) for n, m in zip(values.shape, shape, strict=False)):
+            raise ValueError(f"{name}: expected {kind} for the states {shape}, got values of {values.shape}")
+    if len(says) not in (0, np.prod(shape)):
+        raise ValueError(f"{name}: expected a line for each of {np.prod(shape)} states, got {len(says)}")
     shown = [artist for layer in layers for artist in layer.still(first)]
     fig.draw_without_rendering()
     fig.set_layout_engine("none")
@@ -134,7 +139,7 @@ def moving(
     height, words = fig.bbox.height, [list(map(str, states)) for states in controls.values()]
     data = {
         "base": webp(rendered(fig, dpi)),
-        "shape": [len(w) for w in words],
+        "shape": shape,
         "words": words,
         "says": list(says),
         "pace": pace,
@@ -145,7 +150,7 @@ def moving(
     html = MOVING.substitute(
         name=name,
         label=escape(label),
-        still=webp(still),
+        still=webp(still, lossless=False),
         controls="".join(['<button type="button">play</button>'] * bool(pace) + knobs),
         script=FIGURES.split("\n", 2)[2].strip(),
         data=json.dumps(data, separators=(",", ":")),
