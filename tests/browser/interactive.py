@@ -25,7 +25,7 @@ REACH = r"""(() => {
   const boxes = [...new Set([...document.querySelectorAll(".bd-article input[type=range]")]
     .map((e) => e.closest(".output")))];
   const knob = boxes[BOX].querySelectorAll("button, input, select")[KNOB];
-  if (!knob) return "";
+  if (!knob) return null;
   knob.scrollIntoView({block: "center", behavior: "instant"});
   knob.focus();
   const place = knob.getBoundingClientRect();
