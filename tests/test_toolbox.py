@@ -16,6 +16,7 @@ from scipy import stats
 from i2sb_lib.gaussian_mixtures import Mixture
 
 TOOLBOX, FIGURES = script("toolbox", "book"), script("figures", "book")
+INTERACTIVE = script("interactive", "tests/browser")
 
 
 def test_normal_is_scipys_density_for_arrays_and_tensors():
@@ -143,3 +144,27 @@ def test_the_shared_script_stands_in_every_figure_and_asks_for_nothing(monkeypat
     assert FIGURES.FIGURES.split("\n", 2)[2].strip() in bundle["text/html"]
     assert not re.search(r"https?://|fetch\(|import ", bundle["text/html"])
     assert re.findall(r"<(select|button|input)", bundle["text/html"]) == ["button", "input", "select"]
+
+
+class Tab:
+    """A browser that shows one figure with one slider; what it shows changes with each key and click, or not."""
+
+    def __init__(self, alive):
+        self.alive, self.count = alive, 0
+
+    def call(self, method, **_):
+        self.count += method.startswith("Input.")
+
+    def evaluate(self, script):
+        shown = self.count if self.alive else 0
+        if script == INTERACTIVE.SHOWN:
+            return [{"name": "fig-x", "ready": True, "text": True, "shown": shown}]
+        first = 'querySelectorAll("button, input, select")[0]' in script
+        place = {"low": True, "focused": True, "named": True, "left": 0, "width": 9, "y": 0}
+        return {"kind": "range", **place} if first else None
+
+
+def test_a_figure_that_does_not_answer_is_seen():
+    assert INTERACTIVE.faults_of_figures(Tab(alive=True)) == {"fig-x": []}
+    dead = INTERACTIVE.faults_of_figures(Tab(alive=False))
+    assert dead == {"fig-x": [f"control 0 does not answer a {what}" for what in ("key", "click")]}
