@@ -147,7 +147,7 @@ def test_the_shared_script_stands_in_every_figure_and_asks_for_nothing(monkeypat
 
 
 class Tab:
-    """A browser that shows one figure with one slider; what it shows changes with each key and click, or not."""
+    """A browser that shows one figure with one slider, which answers each key and click, or none."""
 
     def __init__(self, alive):
         self.alive, self.count = alive, 0
