@@ -29,9 +29,23 @@ REACH = r"""(() => {
   knob.scrollIntoView({block: "center", behavior: "instant"});
   knob.focus();
   const place = knob.getBoundingClientRect();
-  return JSON.stringify({kind: knob.type, low: knob.value === (knob.min || "0"),
+  const value = Number(knob.value), half = Number(knob.max) / 2;
+  return JSON.stringify({kind: knob.type, low: value === 0, far: 0.5 + 0.45 * (value > half ? -1 : 1),
     focused: document.activeElement === knob, named: Boolean(knob.ariaLabel || knob.labels?.length ||
     knob.textContent), left: place.left, width: place.width, y: place.top + place.height / 2});
+})()"""
+
+# Whether what moves lies over its picture, in the dark too, where a theme may frame pictures.
+OVER = r"""(() => {
+  const theme = document.documentElement.dataset.theme;
+  document.documentElement.dataset.theme = "dark";
+  const place = (e) => Object.values(e.getBoundingClientRect().toJSON()).map(Math.round).join();
+  const over = [...document.querySelectorAll(".bd-article [data-ready] canvas")].map((e) => {
+    const image = e.previousElementSibling;
+    return place(e) === place(image) && parseFloat(getComputedStyle(image).padding) === 0;
+  });
+  document.documentElement.dataset.theme = theme;
+  return over.every(Boolean);
 })()"""
 
 
@@ -74,7 +88,7 @@ def faults_of_figure(browser: Any, box: int) -> Iterator[str]:
             if before == (before := state(browser, box)):
                 yield f"control {knob} does not answer a key"
         if slider or button:
-            click(browser, it["left"] + (0.5 if button else 0.9 if it["low"] else 0.1) * it["width"], it["y"])
+            click(browser, it["left"] + (0.5 if button else it["far"]) * it["width"], it["y"])
             time.sleep(0.9 * button)
             if before == state(browser, box):
                 yield f"control {knob} does not answer a click"
@@ -88,4 +102,6 @@ def faults_of_figures(browser: Any) -> dict[str, list[str]]:
     for box, figure in enumerate(figures(browser)):
         dead = [] if figure["ready"] and figure["text"] else ["its script has not run, or it has no text"]
         faults[figure["name"]] = dead + list(faults_of_figure(browser, box))
+    if not browser.evaluate(OVER):
+        faults[figure["name"]].append("what moves does not lie over its picture in the dark")
     return faults
