@@ -4,8 +4,9 @@
 
 Exits 1 with one line for each fault: a console error, a request that fails or leaves the site, a formula
 left as LaTeX, a link or an anchor that leads nowhere, a fold that a link does not open, a page that is too
-long or too heavy, something wider than the page, a serious finding of axe in light or in dark with all folds
-open, a search that misses. Exits 2 without a Chromium.
+long or too heavy, something wider than the page, an interactive figure that does not answer a key or a click
+or too few of them, a serious finding of axe in light or in dark with all folds open, a search that misses.
+Exits 2 without a Chromium.
 """
 
 import argparse
@@ -21,10 +22,13 @@ from typing import Any
 from urllib.parse import unquote, urldefrag, urlsplit
 
 sys.path.append(str(Path(__file__).parents[2] / "book"))
+from interactive import faults_of_figures
+
 from browser import Browser, Missing, chromium
 
 AXE = Path(__file__).with_name("axe.min.js")
 TALLEST, HEAVIEST = 15_000, 1_500_000  # pixels at 1440; bytes of a page and its own pictures
+FIGURES = 10  # that answer the reader, in the whole book
 
 # Pages whose text is still being shortened; one that is neither too tall nor too heavy must leave this list.
 LONG: set[str] = set()
@@ -184,7 +188,7 @@ def check(html: Path, program: str, overflow: bool, shots: Path | None, only: st
     origin = f"http://127.0.0.1:{server.server_address[1]}"
     names = sorted(str(f.relative_to(html)) for f in [*html.glob("*.html"), *html.glob("book/*.html")])
     names = [n for n in names if n != "search.html" and only in n]
-    browser, faults, pages, some_fold = Browser(program), [], {}, []
+    browser, faults, pages, some_fold, moving = Browser(program), [], {}, [], 0
     axe = AXE.read_text()
     try:
         for name in names:
@@ -193,6 +197,9 @@ def check(html: Path, program: str, overflow: bool, shots: Path | None, only: st
             own = [*faults_of_loading(browser.events, origin), *faults_of_page(page)]
             bytes_ = weight(browser.events)
             own += faults_of_size(name, page["height"], bytes_)
+            found = faults_of_figures(browser)
+            moving += len(found)
+            own += [f"figure {figure}: {fault}" for figure, its in found.items() for fault in its]
             for width, theme in [(1280, "light"), (390, "light"), (1280, "dark")] if shots else []:
                 browser.resize(width, 2400 if width > 400 else 1600)
                 browser.evaluate(f"document.documentElement.dataset.theme = '{theme}'")
@@ -218,6 +225,9 @@ def check(html: Path, program: str, overflow: bool, shots: Path | None, only: st
             faults += [f"{name}: {fault}" for fault in own]
             print(*(f"    {fault}" for fault in own), sep="\n", end="\n" * bool(own), flush=True)
         whole = [] if only else list(faults_of_links(pages, origin, html))
+        print(f"{moving} interactive figures")
+        if moving < FIGURES and not only:
+            whole.append(f"{moving} interactive figures, expected at least {FIGURES}")
         for address in some_fold:
             browser.open("about:blank")  # a place of the same page would be gone to without loading it
             browser.open(f"{origin}/{address}")
