@@ -37,8 +37,7 @@ _SHEETS = {"contact_sheet.png", "restored.png"}  # what our runs and evaluations
 def check_images(x: Tensor, name: str = "images", channels: int | None = None) -> Tensor:
     """Return x if it is a floating-point (B, C, H, W) batch in [-1, 1]; ValueError says what came.
 
-    channels: what C has to be; 1, 3 or 4 unless said. The range may be exceeded by 0.5 (a bridge
-    state carries noise); the two common slips, images in [0, 255] and uint8, are refused.
+    channels: what C has to be; 1, 3 or 4 unless said. The range may be exceeded by 0.5, as by noise.
     """
     some = MODES if channels is None else (channels,)
     good = isinstance(x, Tensor) and x.ndim == 4 and x.shape[1] in some and x.is_floating_point()
@@ -101,8 +100,7 @@ def open_image(file: Any, alpha: bool = False) -> Image.Image:
         with Image.open(stream, formats=[f for f in FORMATS if f in Image.OPEN]) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels, of at most {MAX_PIXELS}")
-            # a phone's MPO holds its one picture a second time, for other screens
-            several = image.format != "MPO" and getattr(image, "is_animated", False)
+            several = image.format != "MPO" and getattr(image, "is_animated", False)  # an MPO is one, twice
             rgb = to_rgb(image, alpha)
     except Exception as error:  # Pillow's decoders have no common base for their errors
         raise unreadable(name, "an image", error) from None
@@ -114,11 +112,9 @@ def open_image(file: Any, alpha: bool = False) -> Image.Image:
 def to_rgb(image: Image.Image, alpha: bool = False) -> Image.Image:
     """A picture as it is meant to be seen: upright, in sRGB, opaque over white, in Pillow's mode RGB.
 
-    alpha: in mode RGBA instead, with its opacity.
-
-    EXIF orientation and an embedded ICC profile are applied and forgotten, and ignored where they are
-    malformed. 12 and 16 bits are scaled to 8. That, and opacity that is given up, is warned of once.
-    Raises ValueError for pixels of no known scale.
+    alpha: in mode RGBA instead, with its opacity. EXIF orientation and an embedded ICC profile are applied
+    and forgotten, and ignored where they are malformed. 12 and 16 bits are scaled to 8. That, and opacity
+    that is given up, is warned of once. Raises ValueError for pixels of no known scale.
     """
     profile, deep = image.info.get("icc_profile"), ";16" in str(getattr(image, "tile", ""))
     name = getattr(image, "filename", "")
@@ -152,12 +148,14 @@ def _eight_bits(image: Image.Image, deep: bool) -> Image.Image:
     deep: the file has 16 bits a colour, of which Pillow keeps the high bytes.
     """
     grey, key = image.mode[0] in "IF", image.info.get("transparency")
+    tags = getattr(image, "tag_v2", {})  # of a TIFF: 258 bits a sample, 262 whether 0 is white, 284 planes
+    if 16 in tags.get(258, ()) and (tags.get(284), tags.get(259, 1)) == (2, 1):  # 259: not compressed
+        raise ValueError("expected a pixel's colours together, got 16-bit planes, which Pillow scrambles")
     if not (grey or deep):
         return image
     if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
         what = "floats" if image.mode == "F" else "signed or 32-bit integers"
         raise ValueError(f"expected 8 or 16 bits a pixel, got {what}, whose white is not known")
-    tags = getattr(image, "tag_v2", {})  # of a TIFF: 258 bits a sample, 262 whether 0 is white
     pixels, bits = np.asarray(image if grey else image.convert("RGB")), tags.get(258, (16,))[0]
     if bits == 16 and 0 < pixels.max() < (4096 if grey else 16):
         raise ValueError("expected 16 bits a pixel in use, got at most 12, whose white is not known")

@@ -122,7 +122,7 @@ class Restorer(nn.Module):
         """Clean estimates x0_hat of degraded images x1, in the form that x1 has.
 
         x1: floats (B, C, H, W) in [-1, 1]; or a picture: one of Pillow's, uint8 (H, W[, C]), or the path of
-        its file, which comes back as Pillow's; or a list of pictures of any sizes, or uint8 (B, H, W, C).
+        its file, which comes back as Pillow's, grey as the model's C channels; or a list of pictures of any sizes, or uint8 (B, H, W, C).
         nfe: network calls; unless given what the model's record recommends, or ten. sampler: see
         `samplers.sample`; "sde" for the sharpest, one step or "ode" for the smallest error. seed: of
         the sampler's noise, a whole number or one for each image; an image's noise is that of its

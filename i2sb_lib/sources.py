@@ -22,6 +22,9 @@ from i2sb_lib.images import MAX_BYTES, SUFFIXES, is_hidden, list_images, open_im
 HUB_REVISIONS = {"korexyz/celeba-hq-256x256": "42078a1fb27b6079eaab8cf453efd3d79a8b7bda"}
 
 Pictures = Iterable[tuple[str, Callable[..., Image.Image]]]  # a name, and what opens the picture (as RGBA)
+_SPLIT = re.compile(
+    r"(?i)(?:^|/)(train|val|test|(?:train|test)ing|valid(?:ation)?)(?:set|[ab])?(?=$|[-_./\d])"
+)
 
 
 def split_column(source: str) -> tuple[str, str]:
@@ -81,10 +84,7 @@ def _of_split(names: list[str], split: str | None, source: str) -> list[int]:
     splits, which is training data unless nothing is asked for. There are splits only where every file
     belongs to one: beside others, a folder called train is a class of trains.
     """
-    parts = [
-        re.findall(r"(?:^|/)(train|training|val|valid|validation|test|testing)(?=$|[-_./\d])", n, re.I)
-        for n in names
-    ]
+    parts = [_SPLIT.findall(n) for n in names]
     full = {"tra": "train", "val": "validation", "tes": "test"}
     tags = [full[p[0][:3].lower()] if p else "" for p in parts]
     counts = Counter(tags)

@@ -12,6 +12,7 @@ import math
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,9 @@ class Trainer:
         self.config, self.out = config, Path(config.out)
         if not resume and any((self.out / name).exists() for name in ("state.pt", "model.json")):
             raise TrainingError(f"{self.out} holds a run; give --resume to go on, or another --out")
-        if not resume and (self.out / "contact_sheet.png").exists():
-            raise TrainingError(
-                f"{self.out}: expected no contact_sheet.png there, which the run would replace"
-            )
+        sheet = self.out / "contact_sheet.png"
+        if not resume and sheet.exists():
+            raise TrainingError(f"{self.out}: expected no {sheet.name} there, which the run would replace")
         saved = read_state(self.out / "state.pt", config) if resume else None
         self.host = Processes(str(config.precision), config.batch_size, config.accumulate, str(config.device))
         self.device = self.host.device
@@ -133,8 +133,8 @@ class Trainer:
                 if name != "scaler" or state[name]:  # empty without fp16
                     getattr(self, name).load_state_dict(state[name])
             vars(self).update((name, state[name]) for name in VALUES)
-        for partial in self.out.glob(".*.tmp*") if self.host.main else ():  # of a process that was killed
-            partial.unlink(missing_ok=True)
+        for half in self.out.glob(".*.tmp*") if self.host.main else ():  # of a process that was killed
+            half.unlink(missing_ok=True)
 
     def save(self) -> None:
         """Write the state and the averaged weights, each whole or not at all, model.json last.
@@ -229,9 +229,7 @@ class Trainer:
         rows, result = [x0, x1], {"step": float(self.step)}
         for n in (1,) if self.config.process == "regression" else (1, nfe):
             with self.host.autocast():
-                restored = sample(
-                    lambda xt, t: self.ema(xt, t, x1), self.ema.bridge, x1, n, generator=generator
-                )
+                restored = sample(partial(self.ema, x1=x1), self.ema.bridge, x1, n, generator=generator)
             rows.append(restored.x.clamp(-1, 1))
             result[f"psnr_{n}"] = float(psnr(rows[-1], x0).mean())
         sheet = torch.cat([torch.cat(list(r[:8]), dim=-1) for r in rows], dim=-2)
@@ -279,6 +277,8 @@ def _train(config: TrainConfig, resume: bool, own: dict[str, Any]) -> dict[str, 
             run.seconds = before + time.monotonic() - started
             bar.update()
             last = run.step == config.steps
+            if run.step % config.eval_every == 0 and not (run.out / "state.pt").exists():
+                run.save()  # before its sheet: a folder that holds that alone could not be gone on with
             if run.step % LOG_EVERY == 0 or last:
                 bar.set_postfix(loss=f"{run.log()['loss']:.4f}", **metrics, refresh=False)
             if (run.step % config.eval_every == 0 or last) and main:

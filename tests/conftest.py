@@ -6,6 +6,7 @@ three seconds sooner without.
 
 import contextlib
 import dataclasses
+import gc
 import importlib.util
 import os
 import signal
@@ -28,6 +29,14 @@ WEIGHTS = {"lpips": "alexnet-owt-*.pth", "fid": "weights-inception-*.pth"}
 def pytest_configure(config):
     if config.getoption("nbval", False) and sys.platform == "linux":
         kernels.prepare(workers=hasattr(config, "workerinput"))
+
+
+def pytest_collection_finish():
+    """What is imported by now stays, and the garbage collector need not look through it again and again."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        import torch._dynamo  # noqa: F401  # each worker needs it sooner or later: an optimizer imports it
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

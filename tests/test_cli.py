@@ -16,9 +16,10 @@ from PIL import Image
 
 import i2sb_lib
 from i2sb_lib import cli, folders
+from i2sb_lib import training as loop
 from i2sb_lib.checkpoints import Pretrained, load_pretrained
 from i2sb_lib.cli import COMMANDS, main
-from i2sb_lib.config import PRESETS, TrainConfig, config_hash
+from i2sb_lib.config import PRESETS, TrainConfig, config_hash, learning_rate
 from i2sb_lib.console import plain_console
 from i2sb_lib.data import fingerprint, load_images
 from i2sb_lib.degradations import create_degradation
@@ -394,6 +395,17 @@ def test_nobody_s_picture_or_record_is_taken_for_ours(tmp_path, run_folder, phot
     main([str(a) for a in (*ours, photos, "--out", other)])
     assert (other / "history.json").read_text() == "[]"
     main([str(a) for a in (*ours, photos, "--out", other)])  # what we wrote may be written again
+
+
+def test_a_run_that_ends_before_its_first_save_can_be_gone_on_with(tiny, monkeypatch):
+    """What it drew by then is not all that it leaves."""
+    config = dataclasses.replace(tiny, eval_every=2, save_every=100)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "learning_rate", lambda c, k: 1 / 0 if k == 4 else learning_rate(c, k))
+        with pytest.raises(ZeroDivisionError):
+            loop.train(config)
+    assert (Path(config.out) / "contact_sheet.png").exists()
+    assert loop.train(config, resume=True)["finished"]
 
 
 def test_a_picture_called_contact_sheet_is_not_trained_over(tmp_path, photos):

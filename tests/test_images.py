@@ -242,6 +242,21 @@ def raw_tiff(values, bits=16, **tags):
     return io.BytesIO(b"II*\0" + struct.pack("<IH", 8, len(entries)) + body + bytes(4) + data)
 
 
+def test_planes_of_sixteen_bits_are_right_or_refused():
+    tifffile = pytest.importorskip("tifffile")
+    deep = np.random.default_rng(0).integers(0, 65536, (3, 6, 9), dtype=np.uint16)
+    for order in "<>":
+        stream = io.BytesIO()
+        how = {"photometric": "rgb", "planarconfig": "separate", "byteorder": order}
+        tifffile.imwrite(stream, deep, **how)
+        with pytest.raises(ValueError, match="got 16-bit planes"):
+            open_image(io.BytesIO(stream.getvalue()))
+        stream = io.BytesIO()
+        tifffile.imwrite(stream, (deep >> 8).astype(np.uint8), **how)
+        found = to_tensor(open_image(io.BytesIO(stream.getvalue())))
+        assert np.array_equal(found.numpy(), deep >> 8)
+
+
 def levels(file):
     x = to_tensor(open_image(file))
     assert torch.equal(x[0], x[1])

@@ -114,6 +114,12 @@ def test_splits_are_never_mixed(tmp_path, names):
         assert [len(load_images(source, split, 20)) for split in ("train", None)] == [3, 2]
 
 
+def test_two_kinds_of_pictures_have_splits_too(tmp_path):
+    spread(tmp_path, ["trainA/a.png", "trainB/b.png", "testA/c.png", "testB/d.png", "trainset/e.png"])
+    with pytest.warns(UserWarning, match=r"took split 'train' \(3\), left 'test' \(2\)"):
+        assert len(load_images(tmp_path, "train", size=16, progress=False)) == 3
+
+
 def test_a_split_that_is_not_there_is_refused(photos):
     with pytest.raises(ValueError, match="expected split 'test', got no splits"):
         load_images(photos, "test", 20)
