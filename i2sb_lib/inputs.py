@@ -44,9 +44,7 @@ def inputs(
         if targets is not None:
             x1 = as_images(targets, config.size, config.channels, "targets")[0]
         if x1 is not None and x1.shape != x0.shape:
-            raise ValueError(
-                f"expected targets of the images' shape {tuple(x0.shape)}, got {tuple(x1.shape)}"
-            )
+            raise ValueError(f"expected targets of the images' {tuple(x0.shape)}, got {tuple(x1.shape)}")
         given, (channels, height, width) = (x0, x1), x0.shape[1:]
         size = height if height == width else (height, width)
         changes |= {"data": MEMORY, "size": size, "channels": channels}

@@ -122,20 +122,19 @@ class Restorer(nn.Module):
         """Clean estimates x0_hat of degraded images x1, in the form that x1 has.
 
         x1: floats (B, C, H, W) in [-1, 1]; or a picture: one of Pillow's, uint8 (H, W[, C]), or the path of
-        its file, which comes back as Pillow's, grey as the model's C channels; or a list of pictures of any sizes, or uint8 (B, H, W, C).
-        nfe: network calls; unless given what the model's record recommends, or ten. sampler: see
-        `samplers.sample`; "sde" for the sharpest, one step or "ode" for the smallest error. seed: of
-        the sampler's noise, a whole number or one for each image; an image's noise is that of its
-        seed and position, alone or in any batch, on any device. power: of the time grid, see
-        `Schedule.grid`. consistency: weight lam of `Denoiser.consistent`, applied after each call; 0:
-        not at all. batch_size: images at a time; unless given as many as have the pixels of 16 of 64
-        x 64 on a CPU, whose cache holds them, and of 64 elsewhere. progress: show how far the work
-        is. Sides that the network cannot take are continued by reflection, 16 pixels at least, and
-        cut back. Above 512 pixels the network sees overlapping windows, whose estimates are blended
-        at each step. The work is done on the model's device, in bfloat16 where it has that, and
-        the result is on x1's. What would change by less than the record's least_change (grey levels,
-        root mean square) comes back as it is; with its grey_stays, what has no colour comes back with
-        none. Raises ValueError for other input, and MemoryError.
+        its file, which comes back as Pillow's, grey as the model's C channels; or a list of pictures of any
+        sizes, or uint8 (B, H, W, C). nfe: network calls; unless given what the model's record recommends, or
+        ten. sampler: see `samplers.sample`; "sde" for the sharpest, one step or "ode" for the smallest error.
+        seed: of the sampler's noise, a whole number or one for each image; an image's noise is that of its
+        seed and position, alone or in any batch, on any device. power: of the time grid, see `Schedule.grid`.
+        consistency: weight lam of `Denoiser.consistent`, applied after each call; 0: not at all. batch_size:
+        images at a time; unless given as many as have the pixels of 16 of 64 x 64 on a CPU, whose cache holds
+        them, and of 64 elsewhere. progress: show how far the work is. Sides that the network cannot take are
+        continued by reflection, 16 pixels at least, and cut back. Above 512 pixels the network sees
+        overlapping windows, whose estimates are blended at each step. The work is done on the model's device,
+        in bfloat16 where it has that, and the result is on x1's. What would change by less than the record's
+        least_change (grey levels, root mean square) comes back as it is; with its grey_stays, what has no
+        colour comes back with none. Raises ValueError for other input, and MemoryError.
         """
         if batch_size is not None and not (type(batch_size) is int and batch_size >= 1):
             raise ValueError(f"expected a whole batch_size of at least 1, got {batch_size}")

@@ -144,7 +144,7 @@ def test_a_run_on_images_of_one_s_own_resumes_to_the_same_bits(tmp_path):
 @pytest.mark.parametrize(
     ("own", "message"),
     [
-        ({"images": images(3), "targets": images(3, n=15)}, "expected targets of the images' shape"),
+        ({"images": images(3), "targets": images(3, n=15)}, "expected targets of the images'"),
         ({"targets": images(3)}, "expected images in memory beside targets"),
         ({"images": images(3), "targets": images(3), "degrade": halve}, "expected pairs as they are"),
         ({"images": images(3), "net": Net(6, 3), "degrade": halve, "tikhonov": 1e-3}, "for tikhonov"),
