@@ -115,8 +115,13 @@ def killed(runs: Runs, kills: int, span: float) -> dict:
             pid = runs.start(name)
             if met < kills:
                 time.sleep(runs.random.uniform(0, span))
-                while met % 2 and not (writing(name) or os.waitid(os.P_PID, pid, ENDED)):
-                    pass  # every second one while a file is half written
+                while met % 2 and not os.waitid(os.P_PID, pid, ENDED):
+                    if writing(name):  # every second one while a file is half written: halted, and looked at
+                        os.kill(pid, signal.SIGSTOP)
+                        os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+                        if writing(name):
+                            break
+                        os.kill(pid, signal.SIGCONT)
                 os.kill(pid, signal.SIGKILL)
             (code,) = runs.finish(pid)
             if code not in (0, -signal.SIGKILL):

@@ -302,7 +302,7 @@ def test_a_device_without_float64_does_all_the_same(tmp_path, monkeypatch):
         others += [Wiener(blur, pictures.to("meta"))(away), richardson_lucy(away, blur, 3)]
         assert all(isinstance(x, Apple) and x.dtype == torch.float32 for x in others)
         others = [x.cpu() for x in others]
-    assert torch.equal(there, here)
+    torch.testing.assert_close(there, here, rtol=0, atol=1e-4)  # in torch 2.4 not to the last bit
     want = [blur(x1), blur.adjoint(x1), blur.inverse(x1, 1e-2), Noise(0.1)(x1, generators(1, 2))]
     want += [Wiener(blur, pictures)(x1), richardson_lucy(x1, blur, 3)]
     for a, b in zip(others, want, strict=True):
