@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import sys
 
 import pytest
@@ -51,6 +52,18 @@ def test_a_ladder_grows_and_states_what_evaluate_finds(ladder, tmp_path):
     each = json.loads((tmp_path / "per_image.json").read_text())
     assert each["identity"]["psnr"] == pytest.approx(again.per_image.tolist(), abs=1e-4)
     assert to_tensor(open_image(tmp_path / "restored.png")).shape == (3, 5 * 64, 8 * 64)
+
+
+def test_the_parts_of_an_error_are_its_whole_and_lie_where_their_frequency_is():
+    parts = script("fid_parts")
+    x, low = torch.randn(2, 3, 32, 32, dtype=torch.float64), parts.radius(32) <= 8
+    some, rest = parts.within(x, low), parts.within(x, ~low)
+    torch.testing.assert_close(some + rest, x)
+    assert float((some * rest).sum().abs()) < 1e-9
+    wave = torch.cos(math.pi * (torch.arange(32, dtype=torch.float64) + 0.5) * 13 / 32).expand(1, 1, 32, 32)
+    found = parts.spectrum(wave)  # of frequency 13, of 32 in 8 rings
+    assert int(found.argmax()) == 3
+    assert float(found.sum() / found.max()) == pytest.approx(1)
 
 
 def test_a_ladder_of_another_task_is_refused(ladder):

@@ -50,7 +50,6 @@ def test_the_grid_solver_is_measured_beside_pot_s(bench):
         assert r["l1_error_of_dense"] < 2e-8  # POT's iteration is ours, and as many are enough
         assert r["iterations"]["ours"] < r["iterations"]["plain"] / 3
         assert r["l1_difference_of_the_densities_at_half_time"] < 1e-7
-        assert r["speedup_over_dense"] > 0
     assert "dense" in out
 
 

@@ -1,4 +1,4 @@
-// An interactive figure: a picture that stands still, and over it what its controls move. toolbox.moving puts
+// An interactive figure: a picture that stands still, and over it what its controls move. figures.moving puts
 // this beside each one, so that a page, a notebook and Colab run the same; without it the picture stays.
 async (name, D) => {
   const box = document.getElementById(name), still = box.querySelector("img"), canvas = box.querySelector("canvas");
