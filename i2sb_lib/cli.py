@@ -29,8 +29,8 @@ from i2sb_lib.devices import device_name
 from i2sb_lib.evaluation import MetricUnavailable, check_metrics, evaluate
 from i2sb_lib.faults import TrainingError, check_writable, first_line
 from i2sb_lib.files import atomic_write, git_commit
-from i2sb_lib.folders import each_image, seed_of
-from i2sb_lib.images import is_run, save_image, to_float
+from i2sb_lib.folders import each_image, is_run, seed_of
+from i2sb_lib.images import save_image, to_float
 from i2sb_lib.pairs import load_pairs
 from i2sb_lib.samplers import Sampler
 

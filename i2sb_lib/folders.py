@@ -5,7 +5,7 @@ import math
 import os
 import sys
 import zlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -15,10 +15,14 @@ from torch import Tensor
 
 from i2sb_lib.console import explain
 from i2sb_lib.faults import check_writable
-from i2sb_lib.images import SUFFIXES, list_images, open_image, save_image, tally, to_float, to_tensor
+from i2sb_lib.images import SUFFIXES, is_ours, open_image, save_image, to_float, to_tensor
 
 GROUP = 2**18  # pixels of one batch, or a single image: 64 of 64 x 64
 HELD = 2**22  # pixels that wait for others of their size
+# what a folder of ours holds, and what stands in it
+_RUN = {"model.json": '"shards"', "metrics.json": '"results"', "metrics.partial.json": '"results"'}
+_RUN |= {"state.pt": ""}
+_SHEETS = {"contact_sheet.png", "restored.png"}  # what our runs and evaluations draw there
 
 
 class Job(NamedTuple):
@@ -49,6 +53,58 @@ def _within(inner: Path, outer: Path) -> bool:
     return outer.exists() and any(p.exists() and p.samefile(outer) for p in (whole, *whole.parents))
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a part of a path is a tool's own: it starts with a dot, or holds thumbnails or shadows."""
+    return any(p.startswith(".") or p in ("@eaDir", "__MACOSX") for p in PurePosixPath(name).parts)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run or an evaluation of ours wrote there: by what its files say, not by their names."""
+    for name, mark in _RUN.items():
+        file = folder / name
+        with contextlib.suppress(OSError):
+            if file.is_file() and (not mark or mark in file.read_text(errors="replace")):
+                return True
+    return False
+
+
+def list_images(
+    folder: Path, exclude: Path | None = None, suffixes: tuple[str, ...] = SUFFIXES
+) -> tuple[list[Path], Counter[str]]:
+    """Image files in a folder and below, sorted, and how many other files there are of each suffix.
+
+    Linked folders are followed, each real folder once and none above `folder`. Left out without a count:
+    what `is_hidden`, the folder `exclude`, and the sheets and records of our own runs.
+    """
+    files, skipped, todo = [], Counter[str](), deque([folder])
+    seen = {*folder.resolve().parents, *([exclude.resolve()] if exclude else [])} - {folder.resolve()}
+    while todo:
+        here = todo.popleft()
+        if here.resolve() in seen:
+            continue
+        seen.add(here.resolve())
+        try:
+            inside = [p for p in sorted(here.iterdir()) if not is_hidden(p.name)]
+        except OSError:
+            skipped["unreadable folder"] += 1
+            continue
+        ours = is_run(here)
+        for path in inside:
+            if path.is_dir():  # real ones first: a folder that is also linked is listed under its own name
+                (todo.append if path.is_symlink() else todo.appendleft)(path)
+            elif path.suffix.lower() not in suffixes or not (path.is_file() or path.is_symlink()):
+                skipped[path.suffix.lower() or "no suffix"] += not ours
+            elif not (ours and path.name in _SHEETS):
+                files.append(path)
+    return sorted(files), +skipped
+
+
+def tally(skipped: Counter[str]) -> str:
+    """The second value of `list_images` in words: "3 other files (.gif 2, no suffix 1)"."""
+    count, kinds = skipped.total(), ", ".join(f"{kind} {n}" for kind, n in sorted(skipped.items()))
+    return f"{count or 'no'} other file{'s' * (count != 1)}" + f" ({kinds})" * bool(skipped)
+
+
 def _images(source: Path, exclude: Path) -> list[Path]:
     """The image that a source is, or those of a folder and not of `exclude`; ValueError where it has none."""
     if not source.is_dir():
@@ -68,8 +124,7 @@ def plan(sources: Sequence[str | Path], target: str) -> list[Job]:
     one. A result goes by its image's name, with .png behind it where that is no suffix that can be written;
     beside other sources a folder's results go to a folder of its name. What was skipped is said on stderr.
     Raises ValueError where there is no image, where the target cannot be, where two results would have one
-    name, and where a result would fall on a source, or, for a target around or inside a source, on anything
-    that is there.
+    name, and where a result would fall on a source or on a file that `save_image` did not write.
     """
     for name, what in [*((s, "source") for s in sources), (target, "target")]:
         if not str(name):  # a shell's variable that is not set
@@ -89,19 +144,18 @@ def plan(sources: Sequence[str | Path], target: str) -> list[Job]:
         raise ValueError(f"expected {what} as the target, got {target}")
     found = [(source, _images(source, place)) for source in paths]
     originals, jobs = {_key(f) for _, files in found for f in files if f.exists()}, list[Job]()
-    near = any(_within(source, place) or (source.is_dir() and _within(place, source)) for source in paths)
     for source, files in found:
         own = Path(os.path.abspath(source)).name if source.is_dir() and len(paths) > 1 else ""
         for file in files:
             name = file.relative_to(source).as_posix() if source.is_dir() else file.name
             plain = name if file.suffix.lower() in SUFFIXES else f"{name}.png"
             out = place / own / plain if folder else place
-            if out.exists() and (near or _key(out) in originals):
-                raise ValueError(f"expected a target that overwrites nothing of the source, got {out} there")
+            if out.exists() and (_key(out) in originals or not is_ours(out)):
+                raise ValueError(f"expected a target that overwrites no original, got {out} there")
             jobs.append(Job(file, name, out))
         inside = source.is_dir() and place.is_dir() and _within(place, source)
-        if inside and not place.samefile(source) and list_images(place)[0]:
-            raise ValueError(f"expected a target without images of its own inside the source, got {place}")
+        if inside and not place.samefile(source) and not all(map(is_ours, list_images(place)[0])):
+            raise ValueError(f"expected a target without originals inside the source, got {place}")
     out, count = Counter(job.out for job in jobs).most_common(1)[0]
     if count > 1:
         raise ValueError(f"expected a file for each image, got {out} for {count} images")

@@ -3,13 +3,11 @@
 C is 3 for RGB, 1 for grey and 4 for RGB with opacity.
 """
 
-import contextlib
 import io
 import os
 import warnings
-from collections import Counter, deque
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -25,13 +23,12 @@ FORMATS = ("PNG", "JPEG", "MPO", "BMP", "WEBP", "TIFF", "PPM", "GIF", "AVIF")  #
 MAX_BYTES = 2**30  # of a picture's file
 MAX_PIXELS = 2**27  # a hundred-megapixel camera's pictures; what claims more is not decoded
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by channels
+SOFTWARE = "i2sb-lib"  # the mark of a picture that we wrote, in its EXIF
+_EXIF = Image.Exif()
+_EXIF[ExifTags.Base.Software] = SOFTWARE
 _OPAQUE = (".jpg", ".jpeg", ".jfif", ".bmp", ".ppm")  # files that hold no opacity
 _TURNS = dict(enumerate(("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270",
                          "TRANSVERSE", "ROTATE_90"), 2))  # fmt: skip
-# what a folder of ours holds, and what stands in it
-_RUN = {"model.json": '"shards"', "metrics.json": '"results"', "metrics.partial.json": '"results"'}
-_RUN |= {"state.pt": ""}
-_SHEETS = {"contact_sheet.png", "restored.png"}  # what our runs and evaluations draw there
 
 
 def check_images(x: Tensor, name: str = "images", channels: int | None = None) -> Tensor:
@@ -229,13 +226,14 @@ def taken(x: Any, channels: int = 3) -> tuple[list[Tensor], Callable[[list[Tenso
 def save_image(x: Tensor, path: str | Path | BinaryIO) -> None:
     """Write one (C, H, W) image, uint8 or float in [-1, 1]; the file appears whole or not at all.
 
-    By its suffix, one of SUFFIXES: JPEG at quality 95 with full chroma, all others without loss.
-    A stream that is open for writing gets a PNG. Raises ValueError for another suffix, whose format
+    By its suffix, one of SUFFIXES: JPEG at quality 95 with full chroma, all others without loss, and with
+    SOFTWARE as EXIF's Software where they hold that (BMP and PPM do not). A stream that is open for writing
+    gets a PNG. Raises ValueError for another suffix, whose format
     could not keep that promise, and for opacity in a format that has none.
     """
     image = to_image(x)
     if not isinstance(path, str | os.PathLike):
-        return image.save(path, "PNG")
+        return image.save(path, "PNG", exif=_EXIF)
     path = Path(path)
     if image.mode == "RGBA" and path.suffix.lower() in _OPAQUE:
         raise ValueError(f"{path}: expected a format that holds opacity, such as .png")
@@ -243,56 +241,14 @@ def save_image(x: Tensor, path: str | Path | BinaryIO) -> None:
         raise ValueError(f"{path}: expected a suffix among {', '.join(SUFFIXES)}, got {path.suffix!r}")
     jpeg = path.suffix.lower() in (".jpg", ".jpeg", ".jfif")
     how: dict[str, Any] = {"quality": 95, "subsampling": 0} if jpeg else {"lossless": True}
-    atomic_write(path, lambda p: image.save(p, **how))
+    atomic_write(path, lambda p: image.save(p, exif=_EXIF, **how))
 
 
-def is_hidden(name: str) -> bool:
-    """Whether a part of a path is a tool's own: it starts with a dot, or holds thumbnails or shadows."""
-    return any(p.startswith(".") or p in ("@eaDir", "__MACOSX") for p in PurePosixPath(name).parts)
-
-
-def is_run(folder: Path) -> bool:
-    """Whether a run or an evaluation of ours wrote there: by what its files say, not by their names."""
-    for name, mark in _RUN.items():
-        file = folder / name
-        with contextlib.suppress(OSError):
-            if file.is_file() and (not mark or mark in file.read_text(errors="replace")):
-                return True
-    return False
-
-
-def list_images(
-    folder: Path, exclude: Path | None = None, suffixes: tuple[str, ...] = SUFFIXES
-) -> tuple[list[Path], Counter[str]]:
-    """Image files in a folder and below, sorted, and how many other files there are of each suffix.
-
-    Linked folders are followed, each real folder once and none above `folder`. Left out without a count:
-    what `is_hidden`, the folder `exclude`, and the sheets and records of our own runs.
-    """
-    files, skipped, todo = [], Counter[str](), deque([folder])
-    seen = {*folder.resolve().parents, *([exclude.resolve()] if exclude else [])} - {folder.resolve()}
-    while todo:
-        here = todo.popleft()
-        if here.resolve() in seen:
-            continue
-        seen.add(here.resolve())
-        try:
-            inside = [p for p in sorted(here.iterdir()) if not is_hidden(p.name)]
-        except OSError:
-            skipped["unreadable folder"] += 1
-            continue
-        ours = is_run(here)
-        for path in inside:
-            if path.is_dir():  # real ones first: a folder that is also linked is listed under its own name
-                (todo.append if path.is_symlink() else todo.appendleft)(path)
-            elif path.suffix.lower() not in suffixes or not (path.is_file() or path.is_symlink()):
-                skipped[path.suffix.lower() or "no suffix"] += not ours
-            elif not (ours and path.name in _SHEETS):
-                files.append(path)
-    return sorted(files), +skipped
-
-
-def tally(skipped: Counter[str]) -> str:
-    """The second value of `list_images` in words: "3 other files (.gif 2, no suffix 1)"."""
-    count, kinds = skipped.total(), ", ".join(f"{kind} {n}" for kind, n in sorted(skipped.items()))
-    return f"{count or 'no'} other file{'s' * (count != 1)}" + f" ({kinds})" * bool(skipped)
+def is_ours(file: Path) -> bool:
+    """Whether a file is a picture that `save_image` wrote, by its mark."""
+    Image.init()
+    try:
+        with Image.open(file, formats=["PNG", "JPEG", "WEBP", "TIFF"]) as image:
+            return image.getexif().get(ExifTags.Base.Software) == SOFTWARE
+    except Exception:  # whatever it is, it is not ours
+        return False

@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 
 from i2sb_lib import files
 from i2sb_lib.files import atomic_write, git_commit
-from i2sb_lib.images import list_images, open_image, save_image, to_tensor
+from i2sb_lib.folders import list_images
+from i2sb_lib.images import open_image, save_image, to_tensor
 
 
 def test_eight_threads_may_save_one_path(tmp_path):

@@ -68,7 +68,30 @@ def test_no_original_is_overwritten(tmp_path, monkeypatch, source, target):
     before = tree(tmp_path)
     said = told("degrade", source, target)
     assert tree(tmp_path) == before
-    assert "overwrites nothing of the source" in said
+    assert "overwrites no original" in said
+
+
+@pytest.mark.parametrize("paths", ["a.png b.png", "in sharp", "in/a.png sharp", "a.tif sharp/a.webp"])
+def test_an_original_in_the_target_is_not_overwritten(tmp_path, monkeypatch, paths):
+    """As *.png without a target gives it, or the folder of clean pictures for that of results."""
+    lay(tmp_path, "a.png", "b.png", "in/a.png", "sharp/a.png", "a.tif", "sharp/a.webp")
+    monkeypatch.chdir(tmp_path)
+    before = tree(tmp_path)
+    assert "overwrites no original" in told("degrade", *paths.split())
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("suffix", [s for s in images.SUFFIXES if s not in (".bmp", ".ppm")])
+def test_a_result_may_be_made_anew(tmp_path, suffix):
+    lay(tmp_path, f"a{suffix}")
+    out = tmp_path / f"out{suffix}"
+    assert told("degrade", tmp_path / f"a{suffix}", out) == ""
+    first = out.read_bytes()
+    assert told("degrade", tmp_path / f"a{suffix}", out, "--name", "none") == ""
+    assert out.read_bytes() != first
+    assert images.is_ours(out)
+    assert not images.is_ours(tmp_path / f"a{suffix}")
+    assert not images.is_ours(tmp_path / "absent")
 
 
 def test_a_target_around_or_inside_the_source_is_filled_where_nothing_is_lost(tmp_path, monkeypatch):
@@ -79,7 +102,8 @@ def test_a_target_around_or_inside_the_source_is_filled_where_nothing_is_lost(tm
     assert set(tree(tmp_path)) == {*before, "a.png", "deep/b.png"}
     assert told("degrade", "in", "in/out") == ""
     assert set(tree(tmp_path / "in" / "out")) == {"a.png", "deep/b.png"}
-    assert told("degrade", "in", "elsewhere") == ""  # once more is allowed there
+    assert told("degrade", "in", "in/out") == ""  # once more is allowed, there too
+    assert told("degrade", "in", "elsewhere") == ""
     assert told("degrade", "in", "elsewhere") == ""
     assert {k: v for k, v in tree(tmp_path).items() if k in before} == before
 
@@ -101,7 +125,8 @@ def test_two_results_never_share_a_file(tmp_path):
     said = told("degrade", tmp_path / "in", tmp_path / "out", "--name", "none")
     assert "two images" in said
     assert "1 of 2 images were written" in said
-    assert tree(tmp_path / "out")["y/a.png"] == (tmp_path / "in" / "x" / "a.png").read_bytes()
+    files = tmp_path / "out" / "y" / "a.png", tmp_path / "in" / "x" / "a.png"
+    assert torch.equal(*(to_tensor(Image.open(file)) for file in files))
 
 
 def test_a_slash_or_a_folder_that_is_there_makes_the_target_a_folder(tmp_path, monkeypatch):
@@ -282,7 +307,7 @@ def test_one_image_has_the_noise_that_it_has_in_a_folder_however_deep(tmp_path):
 def test_originals_in_the_target_are_neither_mixed_with_results_nor_passed_over(tmp_path):
     lay(tmp_path, "in/a.png", "in/sub/b.png")
     before = tree(tmp_path)
-    assert "without images of its own" in told("degrade", tmp_path / "in", tmp_path / "in" / "sub")
+    assert "without originals" in told("degrade", tmp_path / "in", tmp_path / "in" / "sub")
     assert tree(tmp_path) == before
 
 
@@ -314,11 +339,11 @@ def test_several_sources_each_go_under_their_own_name(tmp_path, monkeypatch, cap
 @pytest.mark.parametrize(
     ("paths", "said"),
     [
-        ("a.png b.png .", "overwrites nothing of the source"),
-        ("a.png nest out", "overwrites nothing of the source"),  # where out/nest is a link to nest
-        ("nest a.png nest", "overwrites nothing of the source"),
-        ("b.png nest/a.png there", "overwrites nothing of the source"),  # where there/b.png is a.png of nest
-        ("nest b.png nest/deep", "without images of its own inside the source"),
+        ("a.png b.png .", "overwrites no original"),
+        ("a.png nest out", "overwrites no original"),  # where out/nest is a link to nest
+        ("nest a.png nest", "overwrites no original"),
+        ("b.png nest/a.png there", "overwrites no original"),  # where there/b.png is a.png of nest
+        ("nest b.png nest/deep", "without originals inside the source"),
         ("a.png b.png c.png", "expected a folder as the target, got c.png"),  # c.png is an original, too
         ("a.png b.png new.png", "expected a folder as the target, got new.png"),
         ("a.png nest/a.png new", "expected a file for each image, got new/a.png for 2 images"),

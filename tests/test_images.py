@@ -14,15 +14,13 @@ from conftest import photograph
 from PIL import Image
 
 from i2sb_lib import images
+from i2sb_lib.folders import is_hidden, list_images, tally
 from i2sb_lib.images import (
     check_images,
-    is_hidden,
-    list_images,
     open_image,
     psnr,
     quantise,
     save_image,
-    tally,
     to_float,
     to_tensor,
     to_uint8,

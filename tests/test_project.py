@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "degradations": "images operators",
     "pixels": "",
     "data": "faults images pixels progress sources",
-    "sources": "faults images",
+    "sources": "faults folders images",
     "plotting": "faults images",
     "schrodinger": "schedule",
     "gaussian_mixtures": "bridge samplers",
