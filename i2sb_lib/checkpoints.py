@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from i2sb_lib.config import TrainConfig
 from i2sb_lib.denoiser import Denoiser, ModelConfig
 from i2sb_lib.devices import auto_device
 from i2sb_lib.faults import first_line
@@ -25,6 +26,7 @@ from i2sb_lib.restoration import Restorer
 
 SHARD_BYTES = 45_000_000
 CARD_BYTES = 10_000_000  # a model.json that is larger is none
+_KINDS = {"training": dict, "nfe": int, "grey_stays": bool}  # of what a record may hold
 DEFAULT = "photos-robust"  # for any picture
 _PACKAGE = Path(__file__).parent
 SHIPPED = [_PACKAGE / "pretrained", _PACKAGE.parent / "data" / "checkpoints"]  # installed, or a clone
@@ -90,6 +92,13 @@ def _read(file: Path) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
     names = {n for n in map(str, shards) if re.fullmatch(r"[\w-][\w.-]*\.safetensors", n)}
     if len(names) < len(shards):
         raise ValueError(f"expected safetensors files of its own folder, each once, got {shards!s:.80}")
+    for name, kind in _KINDS.items():
+        if not isinstance(record.get(name, kind()), kind):
+            raise ValueError(f"expected {name} in the record as {kind.__name__}, got {record[name]!r:.80}")
+    if not isinstance(least := record.get("least_change", 0), int | float):
+        raise ValueError(f"expected least_change in the record as a number, got {least!r:.80}")
+    names, training = {f.name for f in dataclasses.fields(TrainConfig)}, record.get("training", {})
+    TrainConfig(**{k: v for k, v in training.items() if k in names})
     return model, shards, record
 
 

@@ -82,6 +82,8 @@ class TrainConfig(Design):
                     raise ValueError(f"expected {name} {what}, got {value!r}")
 
         expect("data out", "that is not empty", bool)
+        numbers = int | float
+        expect("degradation_options", "of numbers", lambda v: all(isinstance(n, numbers) for n in v.values()))
         expect("seed", "below 2^63", lambda v: v < 2**63)
         sides = self.size if isinstance(self.size, tuple) else (self.size,)
         if len(sides) > 2 or not all(type(n) is int and n >= 1 for n in sides):

@@ -98,6 +98,18 @@ DAMAGES = {
     "a list": (lambda f: (f / "model.json").write_text("[]"), "expected model and shards"),
     "no model": (lambda f: _rewrite(f, model=None), "as objects"),
     "a record in words": (lambda f: _rewrite(f, record="none"), "as objects"),
+    **{
+        f"a record of {record}": (lambda f, record=record: _rewrite(f, record=record), said)
+        for record, said in [
+            ({"training": [1]}, "training in the record as dict"),
+            ({"training": {"noise": "x"}}, "noise as float"),
+            ({"training": {"size": "x"}}, "size as"),
+            ({"training": {"degradation_options": {"sigma": "x"}}}, "degradation_options of numbers"),
+            ({"least_change": "x"}, "least_change in the record as a number"),
+            ({"grey_stays": 1}, "grey_stays in the record as bool"),
+            ({"nfe": "10"}, "nfe in the record as int"),
+        ]
+    },
     "no weights": (lambda f: _rewrite(f, shards=[]), r"\d+ weights are missing, \S+ among them"),
     "unknown network": (lambda f: _rewrite(f, model={"network": "unet-huge"}), "expected a network among"),
     "unknown field": (lambda f: _rewrite(f, model={"layers": 10**9}), "layers"),

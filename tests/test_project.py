@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "pairs": "data images sources",
     "inputs": "batches checkpoints config data degradations denoiser faults pairs",
     "restoration": "config degradations denoiser devices faults images operators progress samplers tiles",
-    "checkpoints": "denoiser devices faults files restoration",
+    "checkpoints": "config denoiser devices faults files restoration",
     "evaluation": "data images",
     "faults": "",
     "processes": "devices faults",
