@@ -116,6 +116,8 @@ def to_rgb(image: Image.Image, alpha: bool = False) -> Image.Image:
     profile, deep = image.info.get("icc_profile"), ";16" in str(getattr(image, "tile", ""))
     name = getattr(image, "filename", "")
     image.filename = ""  # type: ignore[attr-defined]  # by name Pillow maps memory, and scrambles turned TIFFs
+    if not all(image.size):
+        raise ValueError(f"expected a picture with pixels, got {image.width} x {image.height}")
     image.load()
     image.filename = name  # type: ignore[attr-defined]
     try:

@@ -3,6 +3,7 @@
 import re
 import warnings
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -74,7 +75,7 @@ def as_images(items: Any, size: Size, channels: int, name: str = "images") -> tu
         if isinstance(item, Image.Image):
             return fit(item, size, name, channels)
         if isinstance(item, np.ndarray) and item.dtype == np.uint8 and item.ndim in (2, 3):
-            return torch.from_numpy(item if item.ndim == 3 else item[..., None]).permute(2, 0, 1)
+            return torch.from_numpy(np.array(item if item.ndim == 3 else item[..., None])).permute(2, 0, 1)
         if isinstance(item, Tensor) and item.dtype == torch.uint8 and item.ndim == 3:
             return item
         got = f"{getattr(item, 'dtype', type(item).__name__)} of shape {tuple(getattr(item, 'shape', ()))}"
@@ -87,6 +88,8 @@ def as_images(items: Any, size: Size, channels: int, name: str = "images") -> tu
             got = f"{items.dtype} of shape {tuple(items.shape)}"
             raise ValueError(f"{name}: expected uint8 (N, C, H, W), C 1, 3 or 4, got {got}")
         return items, None
+    if isinstance(items, Mapping) or not (hasattr(items, "__iter__") or hasattr(items, "__getitem__")):
+        raise ValueError(f"{name}: expected a data set or pictures, got {type(items).__name__}")
     count = len(items) if hasattr(items, "__len__") else None  # a data set may have no end but its length
     source = (
         (items[i] for i in range(count)) if count is not None and hasattr(items, "__getitem__") else items

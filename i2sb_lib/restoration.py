@@ -4,6 +4,7 @@ import contextlib
 import warnings
 from collections.abc import Sequence
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +96,8 @@ class Restorer(nn.Module):
 
     def grid(self, nfe: int | None = None, power: float = 1.0, consistency: float = 0.0) -> Tensor:
         """The times (nfe + 1,) of a walk, see `Schedule.grid`; ValueError for what cannot be."""
-        if not 0 <= consistency < float("inf"):
-            raise ValueError(f"expected a finite consistency of at least 0, got {consistency}")
+        if not (isinstance(consistency, Real) and 0 <= consistency < float("inf")):
+            raise ValueError(f"expected a finite consistency of at least 0, got {consistency!r}")
         if consistency and not isinstance(self.denoiser.operator, Separable):
             raise ValueError(f"consistency needs a separable blur, got {self.made_for}")
         alone = self.denoiser.config.process == "regression"

@@ -78,10 +78,9 @@ class Schedule:
     def grid(self, n: int, power: float = 1.0) -> Tensor:
         """n + 1 times (1 - k/n)^power from 1 down to 0, float64: uniform, or denser at the clean end."""
         whole = isinstance(n, numbers.Integral) and not isinstance(n, bool)
-        if not (whole and n >= 1 and 0 < power < math.inf):
-            raise ValueError(
-                f"a grid needs a whole number of steps, at least one, and power > 0, got n={n}, power={power}"
-            )
+        if not (whole and n >= 1 and isinstance(power, numbers.Real) and 0 < power < math.inf):
+            got = f"got n={n!r}, power={power!r}"
+            raise ValueError(f"a grid needs a whole number of steps, at least one, and power > 0, {got}")
         return torch.linspace(1, 0, n + 1, dtype=torch.float64) ** power
 
 

@@ -145,6 +145,14 @@ class TestMemory:
             assert torch.equal(x0, want)
             assert torch.equal(x1, want // 2)
 
+    def test_arrays_turned_and_not_to_be_written_are_taken(self, recwarn):
+        array = np.array(picture(0, (16, 16)))
+        turned = array[::-1]
+        turned.setflags(write=False)
+        x0, _ = as_images([turned, turned], 16, 3)
+        assert torch.equal(x0[1], to_tensor(Image.fromarray(array.copy())).flip(1))
+        assert not recwarn.list
+
     def test_a_data_set_ends_at_its_length(self):
         class Endless:
             def __len__(self):
@@ -165,6 +173,8 @@ class TestMemory:
             (["a.png"], "got str"),
             ([np.zeros((8, 8), np.uint8), np.zeros((9, 8), np.uint8)], "of one shape, got"),
             ([], "of one shape, got"),
+            ({"a.png": picture(0, (8, 8))}, "expected a data set or pictures, got dict"),
+            (5, "expected a data set or pictures, got int"),
         ],
     )
     def test_other_things_are_refused_in_a_sentence(self, items, message):

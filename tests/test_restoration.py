@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from skimage.data import astronaut
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -425,6 +426,7 @@ def test_a_model_in_one_line(model):
         (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), "uint8"),
         (torch.full((1, 3, 16, 16), 255.0), r"\[-1, 1\], got \[255, 255\]"),
         (torch.full((1, 3, 16, 16), float("nan")), "nan"),
+        (Image.new("RGB", (0, 4)), "expected a picture with pixels, got 0 x 4"),
     ],
 )
 def test_other_input_is_refused_with_what_it_was(model, bad, words):
@@ -439,6 +441,8 @@ def test_other_input_is_refused_with_what_it_was(model, bad, words):
         ({"nfe": 2.5}, r"whole number of steps, at least one, .*got n=2\.5"),
         ({"nfe": 0}, "got n=0"),
         ({"power": float("nan")}, "power=nan"),
+        ({"power": "2"}, "power='2'"),
+        ({"consistency": None}, "consistency of at least 0, got None"),
         ({"seed": None}, "a whole number as seed or one for each image, got None"),
         ({"seed": 1.5}, r"got 1\.5"),
         ({"seed": "0"}, "got '0'"),
