@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -22,7 +23,8 @@ def explain(error: BaseException) -> str | None:
 def plain_console() -> Iterator[None]:
     """Inside, a warning of this library is a line on stderr, once; other packages' stay as they are.
 
-    What the console's encoding cannot show comes out as "?", and nothing fails for it.
+    What the console's encoding cannot show comes out as "?", and nothing fails for it. Where whoever read
+    what is printed has gone (`| head`), the program leaves in silence with 141, as the shell's own do.
     """
     others, seen = warnings.showwarning, set[str]()
 
@@ -36,7 +38,14 @@ def plain_console() -> Iterator[None]:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("always", module="i2sb_lib")
-        warnings.showwarning = show  # type: ignore[assignment]
-        yield
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("always", module="i2sb_lib")
+            warnings.showwarning = show  # type: ignore[assignment]
+            try:
+                yield
+            finally:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes at its end
+        sys.exit(141)

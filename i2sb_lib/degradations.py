@@ -181,6 +181,9 @@ class Compose(Degradation):
 
     parts: tuple[Degradation, ...] = ()
 
+    def __str__(self) -> str:
+        return " + ".join(map(str, self.parts)) or "no damage"
+
     def apply(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         for part in self.parts:
             x = part.apply(x, generator)

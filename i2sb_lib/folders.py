@@ -168,7 +168,7 @@ def _noted(failed: list[tuple[Path | str, str]], file: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if (why := explain(error)) is None:
+        if (why := explain(error)) is None or isinstance(error, BrokenPipeError):
             raise
         failed.append((file, why.removeprefix(f"{file}: ")))
 

@@ -5,6 +5,7 @@ C is 3 for RGB, 1 for grey and 4 for RGB with opacity.
 
 import io
 import os
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by channels
 SOFTWARE = "i2sb-lib"  # the mark of a picture that we wrote, in its EXIF
 _EXIF = Image.Exif()
 _EXIF[ExifTags.Base.Software] = SOFTWARE
+_DEEP = "pictures of more than 8 bits a colour are taken as 8"
 _OPAQUE = (".jpg", ".jpeg", ".jfif", ".bmp", ".ppm")  # files that hold no opacity
 _TURNS = dict(enumerate(("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270",
                          "TRANSVERSE", "ROTATE_90"), 2))  # fmt: skip
@@ -113,7 +115,10 @@ def to_rgb(image: Image.Image, alpha: bool = False) -> Image.Image:
     and forgotten, and ignored where they are malformed. 12 and 16 bits are scaled to 8. That, and opacity
     that is given up, is warned of once. Raises ValueError for pixels of no known scale.
     """
-    profile, deep = image.info.get("icc_profile"), ";16" in str(getattr(image, "tile", ""))
+    profile, tile = image.info.get("icc_profile"), [str(part) for part in getattr(image, "tile", [])]
+    deep = any(";16" in part for part in tile)
+    if any(int(n) > 255 for part in tile for n in re.findall(r"'ppm.*, (\d+)\)", part)):
+        warnings.warn(_DEEP, stacklevel=2)  # Pillow scales them
     name = getattr(image, "filename", "")
     image.filename = ""  # type: ignore[attr-defined]  # by name Pillow maps memory, and scrambles turned TIFFs
     if not all(image.size):
@@ -158,7 +163,7 @@ def _eight_bits(image: Image.Image, deep: bool) -> Image.Image:
     pixels, bits = np.asarray(image if grey else image.convert("RGB")), tags.get(258, (16,))[0]
     if bits == 16 and 0 < pixels.max() < (4096 if grey else 16):
         raise ValueError("expected 16 bits a pixel in use, got at most 12, whose white is not known")
-    warnings.warn("pictures of more than 8 bits a colour are taken as 8", stacklevel=3)
+    warnings.warn(_DEEP, stacklevel=3)
     if not grey:
         image = image.copy()
         image.info |= {"transparency": tuple(v >> 8 for v in key)} if isinstance(key, tuple) else {}

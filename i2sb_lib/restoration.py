@@ -1,6 +1,7 @@
 """The model that restores: a denoiser, walked from a degraded picture to a clean estimate."""
 
 import contextlib
+import sys
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -12,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from i2sb_lib.config import create_pair_maker
-from i2sb_lib.degradations import Compose
 from i2sb_lib.denoiser import Denoiser
 from i2sb_lib.devices import auto_precision
 from i2sb_lib.faults import is_out_of_memory
@@ -22,6 +22,7 @@ from i2sb_lib.progress import progress as progress_bar
 from i2sb_lib.samplers import Sampler, generators, sample
 from i2sb_lib.tiles import WINDOW, Windows
 
+FACTORS = 1024  # pixels of a side above which those of a blur take more than a moment
 POSSIBLE = 1.25  # of `Restorer.fit`: what hardly any image of the model's kind is above
 
 
@@ -56,8 +57,7 @@ class Restorer(nn.Module):
             damage = create_pair_maker(how)
         except (KeyError, ValueError):  # of one's own, or not on record
             return f"damage of its own on {how.get('data', 'pictures of its own')}"
-        parts = damage.parts if isinstance(damage, Compose) else (damage,)
-        return f"{' + '.join(map(repr, parts)) or 'no damage'} on {how['data']}"
+        return f"{damage} on {how['data']}"
 
     @property
     def device(self) -> torch.device:
@@ -184,6 +184,9 @@ class Restorer(nn.Module):
         autocast = torch.autocast(device.type, dtype) if kind != "no" else contextlib.nullcontext()
         least, stays = self.record.get("least_change", 0.0), self.record.get("grey_stays", False)
         calls = nfe * len(windows) * -(-len(x1) // size)
+        if progress and max(native) > FACTORS and self.denoiser.config.tikhonov:
+            said = f"i2sb: {native[0]} x {native[1]}: first the blur's factors, once for each size"
+            print(said, file=sys.stderr, flush=True)
 
         def restored(part: Tensor, drawn: list[torch.Generator]) -> Tensor:
             y, g = _mirror(part, *padded), _mirror(self.denoiser.guess(_mirror(part, *whole)), *padded)

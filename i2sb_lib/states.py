@@ -20,7 +20,7 @@ def complete(path: Path) -> Iterator[None]:
     except TrainingError:
         raise
     except Exception as error:
-        what = f"{type(error).__name__}: {first_line(error)}"
+        what = f"{type(error).__name__}: {first_line(error).split('. ')[0]}"  # what torch advises goes on
         raise TrainingError(f"{path}: expected a complete state, got {what}") from None
 
 

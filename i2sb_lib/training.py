@@ -154,10 +154,10 @@ class Trainer:
             atomic_write(self.out / "history.json", lambda p: p.write_text(history))
             save_pretrained(self.out, self.ema, self.record())
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap the disk's
-            what = f"{self.out}: step {self.step} could not be saved ({first_line(error)})"
-            raise TrainingError(
-                f"{what}; what was saved before is whole: make room, then --resume"
-            ) from error
+            what = f"{self.out}: step {self.step} could not be saved ({first_line(error)}); make room, then"
+            there = (self.out / "state.pt").exists()
+            how = "--resume: what was saved before is whole" if there else "start again: nothing was saved"
+            raise TrainingError(f"{what} {how}") from error
 
     def record(self) -> dict[str, Any]:
         """What a result needs to be traced: configuration, data, device, progress, speed."""

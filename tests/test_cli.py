@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -272,7 +273,7 @@ def test_corrupt_images_are_left_out_on_demand(run_folder, photos, tmp_path, cap
     assert "bad.png" in message_of(*base)
     assert code_of(*base, "--skip-corrupt") == 0
     out, err = capsys.readouterr()
-    assert out.startswith("3 images, ")
+    assert out.startswith("3 images, GaussianBlur(kernel_size=7, sigma=2.0) + Quantise()\n")
     assert "bad.png" in err
 
 
@@ -431,3 +432,14 @@ def test_a_command_starts_without_what_it_may_never_need():
     code = f"import sys, i2sb_lib.cli; print([m for m in {rare} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("args", [["--help"], ["info"]])
+def test_output_that_nobody_reads_ends_the_command_in_silence(args):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "i2sb_lib", *args]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")

@@ -247,6 +247,8 @@ def test_parts_apply_in_order_and_draw_from_one_generator():
     x, g = smooth(), torch.Generator().manual_seed(5)
     full = ops.create_degradation("blur-gauss", sigma=1.5, noise=0.1, quantise=True)
     assert full == ops.Compose((ops.GaussianBlur(7, 1.5), ops.Noise(0.1), ops.Quantise()))
+    assert str(full) == "GaussianBlur(kernel_size=7, sigma=1.5) + Noise(std=0.1) + Quantise()"
+    assert str(ops.create_degradation("none")) == "no damage"
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(5))
     want = ops.Quantise()(ops.GaussianBlur(7, 1.5)(x) + 0.2 * noise)
     torch.testing.assert_close(full(x, g), want, rtol=0, atol=1e-6)

@@ -176,7 +176,9 @@ def test_a_damaged_or_foreign_state_is_refused_and_nothing_in_it_runs(tiny, unbr
     for case in cases:
         path.write_bytes(case) if isinstance(case, bytes) else torch.save(case, path)
         before = contents(tiny.out)
-        assert f"{path}: expected a complete state, got " in refusal(train, tiny, True)
+        said = refusal(train, tiny, True)
+        assert f"{path}: expected a complete state, got " in said
+        assert "weights_only" not in said  # torch's advice, which would run what is in the file
         assert contents(tiny.out) == before
     with pytest.raises(
         SystemExit, match=r"i2sb: .*state\.pt: expected a complete state, got KeyError: 'history'"
@@ -295,6 +297,13 @@ def test_a_full_disk_says_so_and_keeps_what_was_saved(tiny, unbroken, monkeypatc
         assert "step 6 could not be saved (I/O error: No space left on device)" in refusal(train, tiny, True)
     assert train(tiny, resume=True)["finished"]
     assert_same_run(tiny, unbroken)
+
+
+def test_a_disk_that_is_full_from_the_start_promises_nothing(tiny, monkeypatch):
+    monkeypatch.setattr(torch, "save", raising(OSError("No space left on device")))
+    said = refusal(train, tiny)
+    assert "could not be saved (No space left on device); make room, then start again: nothing was" in said
+    assert not contents(tiny.out)
 
 
 # Crashes

@@ -186,8 +186,10 @@ def test_what_a_picture_loses_is_said(picture):
     deep = raw_png([[0, 700, 65535]], 0, 1)
     with pytest.warns(UserWarning, match="see-through are taken as they look over white"):
         to_tensor(reopen(clear))
-    with pytest.warns(UserWarning, match="more than 8 bits a colour are taken as 8"):
-        open_image(deep)
+    ppm = [io.BytesIO(b"P6 1 1 65535\n\0\0\x80\x80\xff\xff"), io.BytesIO(b"P3 1 1 1023\n0 514 1023\n")]
+    for many in (deep, *ppm):
+        with pytest.warns(UserWarning, match="more than 8 bits a colour are taken as 8"):
+            assert to_tensor(open_image(many)).flatten()[-1] == 255
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         to_tensor(reopen(whole))

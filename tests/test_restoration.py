@@ -357,6 +357,16 @@ def test_a_bar_counts_network_calls(model, capsys, monkeypatch):
     assert capsys.readouterr().err == ""
 
 
+def test_a_wait_before_the_first_call_is_told(model, monkeypatch, capsys):
+    monkeypatch.setattr(restoration, "FACTORS", 20)
+    x1 = torch.zeros(1, 3, 16, 24)
+    for one, show in ((model, True), (build(), True), (build(tikhonov=1e-3), False)):
+        one.restore(x1, 1, progress=show)
+        assert capsys.readouterr().err == ""
+    build(tikhonov=1e-3).restore(x1, 1, progress=True)
+    assert capsys.readouterr().err == "i2sb: 16 x 24: first the blur's factors, once for each size\n"
+
+
 def test_a_model_says_what_it_was_made_for():
     for name, damage in (("", "GaussianBlur(kernel_size=7, sigma=2.0)"), ("-noisy", "Noise(std=0.05)")):
         told = load_pretrained(f"celeba64-deblur{name}", "cpu")
