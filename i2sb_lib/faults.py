@@ -43,7 +43,9 @@ def check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(4096))
     except OSError as error:
-        raise TrainingError(f"{folder}: expected a folder that can be written to, got: {error.strerror}") from None
+        raise TrainingError(
+            f"{folder}: expected a folder that can be written to, got: {error.strerror}"
+        ) from None
     finally:
         for place in made:
             with contextlib.suppress(OSError):  # never made, or in use by now

@@ -115,8 +115,8 @@ class Separable(Degradation):
         few = [z] if exported else z.split(max(1, PIXELS // z[0].numel()))
         return torch.cat([inverted(x) for x in few]).reshape(y.shape)
 
-    def unseen(self, y: Tensor, below: float) -> Tensor:
-        """Mean square (B,) of y's components whose singular values are `below`: H leaves little else there.
+    def weak(self, y: Tensor, low: float, high: float) -> Tensor:
+        """Mean square (B,) of y's components whose singular values are from `low` to below `high`.
 
         In the basis of U of each side's SVD. nan where there is no such component.
         """
@@ -130,8 +130,8 @@ class Separable(Degradation):
                 at += len(s)
             z = torch.cat(turned, -1).movedim(-1, dim)
             values.append(torch.cat([s for _, s, _ in parts]))
-        small = values[0][:, None] * values[1] < below
-        return z[..., small].square().flatten(1).mean(1)
+        s = values[0][:, None] * values[1]
+        return z[..., (s >= low) & (s < high)].square().flatten(1).mean(1)
 
 
 KEPT_BYTES = 2**29  # of matrices that are remembered: four sides of 4,000 pixels

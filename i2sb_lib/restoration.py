@@ -23,7 +23,7 @@ from i2sb_lib.samplers import Sampler, generators, sample
 from i2sb_lib.tiles import WINDOW, Windows
 
 FACTORS = 1024  # pixels of a side above which those of a blur take more than a moment
-POSSIBLE = 1.25  # of `Restorer.fit`: what hardly any image of the model's kind is above
+POSSIBLE = 1.4  # of `Restorer.fit`: what hardly any image of the model's kind is above
 
 
 def _mirror(x: Tensor, height: int, width: int) -> Tensor:
@@ -68,20 +68,21 @@ class Restorer(nn.Module):
     def fit(self, x1: Any) -> Tensor:
         """How far each image is from what the model's blur can make (N,): about 1 where it can be such a one.
 
-        x1: as `restore` takes it. The weakest singular components of H x0 + n hold the noise n and next to
-        nothing else: this is their mean square over n's variance, which rounding to 8 bits and the noise of
-        the training make. Above POSSIBLE an image is sharper, of another blur, noisier, or was a JPEG.
+        x1: as `restore` takes it. Singular components of H x0 + n as weak as the noise n hold that and little
+        else: this is the mean square of those from 1 to 3.2 times its deviation, over its variance, which
+        rounding to 8 bits and the noise of the training make. (Weaker ones show no blur, the right or the
+        wrong.) Above POSSIBLE an image is sharper, of another blur, noisier, or was a JPEG; small or plain
+        ones of another blur may stay below.
         Raises ValueError for other input, and where the model was trained with no such blur or no noise.
         """
         how, operator = self.record.get("training") or {}, self.denoiser.operator
         variance = (2 / 255) ** 2 / 12 * bool(how.get("quantise")) + (2 * how.get("noise", 0.0)) ** 2
         if not isinstance(operator, Separable) or not variance:
             raise ValueError(f"{self.folder.name}: expected a model of a separable blur and of noise")
-        below = min(0.1, 4.4 * variance**0.5)
-        if isinstance(x1, Tensor):
-            return operator.unseen(check_images(x1, "fit", self.denoiser.config.channels), below) / variance
-        pictures, _ = taken(x1, self.denoiser.config.channels)
-        return torch.cat([operator.unseen(p[None], below) for p in pictures]) / variance
+        high, channels = min(0.1, 3.2 * variance**0.5), self.denoiser.config.channels
+        some = [check_images(x1, "fit", channels)] if isinstance(x1, Tensor) else taken(x1, channels)[0]
+        images = [x if x.ndim == 4 else x[None] for x in some]
+        return torch.cat([operator.weak(x, high / 3.2, high) for x in images]) / variance
 
     def _warn_of_misfits(self, x1: Tensor) -> None:
         """One sentence where images cannot be of the model's kind; none where that is not known cheaply."""
