@@ -56,7 +56,7 @@ def main() -> None:
         "seed": 0,
         "device": device_name(torch.device("cpu")),
         "git_commit": git_commit(),
-        "checkpoint": MODEL,
+        "checkpoint": model.record,
         "above": POSSIBLE,
         "results": rows,
     }
