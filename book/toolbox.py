@@ -1,18 +1,14 @@
-"""What several chapters share: running examples, tests of samples, and figures that move.
+"""What several chapters share: running examples, tests of samples, and the grading of exercises.
 
-In a notebook: from toolbox import ks, player, two_humps
+In a notebook: from toolbox import ks, two_humps
 """
 
-import base64
-import json
 import math
-from collections.abc import Callable, Sequence
-from string import Template
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from IPython.display import display
 
 from i2sb_lib import Bridge, Schedule
 from i2sb_lib.checks import check
@@ -91,74 +87,3 @@ def grade(claim: str, answer: Any, truth: Any, at_most: float, what: str) -> Non
         return
     gap = np.asarray(answer, dtype=float) - np.asarray(truth, dtype=float)
     check(claim, np.sqrt(np.mean(gap**2)), at_most=at_most, what=what)
-
-
-PLAYER = Template("""<div style="background:#fff;color:#222;border-radius:6px;padding:8px;max-width:700px">
-<canvas id="$name" width="1000" height="$height" role="img" aria-label="$label" style="width:100%"></canvas>
-<div style="display:flex;gap:10px;align-items:center"><button id="$name-play">play</button>
-<input id="$name-k" type="range" min="0" max="$last" value="$first" style="flex:1" aria-label="$slider">
-<output id="$name-out" for="$name-k" style="min-width:7em"></output></div></div>
-<script>(() => {
-const D = $data, el = s => document.getElementById("$name" + s), k = el("-k"), c = el("").getContext("2d");
-const u8 = s => Uint8Array.from(atob(s), ch => ch.charCodeAt(0));
-const B = Object.fromEntries(Object.entries(D.bytes).map(([key, s]) => [key, u8(s)]));
-const paint = () => { const i = +k.value; c.clearRect(0, 0, 1000, $height); c.font = "26px sans-serif";
-  el("-out").value = D.says[i]; $draw };
-let timer = 0; const stop = () => { clearInterval(timer); timer = 0; el("-play").textContent = "play"; };
-el("-play").onclick = () => { if (timer) return stop(); if (+k.value === $last) k.value = 0;
-  el("-play").textContent = "pause"; timer = setInterval(() => { k.value = +k.value + 1; paint();
-  if (+k.value === $last) stop(); }, 90); };
-k.oninput = paint; paint();
-})();</script>""")
-
-CLOUDS = """D.panels.forEach(([title, colour], p) => {
-c.fillStyle = "#222"; c.fillText(title, 40 + 500 * p, 32); c.strokeStyle = "#bbb";
-c.strokeRect(20 + 500 * p, 44, 460, 460); c.fillStyle = colour; for (let n = 0; n < D.n; n++) {
-const q = 2 * (i * D.n + n), x = B[p][q], y = B[p][q + 1];
-c.fillRect(20 + 500 * p + x * 455 / 255, 499 - y * 455 / 255, 5, 5); } });"""
-
-
-def as_bytes(values: Any, low: float, high: float) -> str:
-    """Values clipped to [low, high], as base64 of one byte each: what a picture needs."""
-    scaled = np.clip((np.asarray(values) - low) / (high - low), 0, 1)
-    return base64.b64encode(np.round(255 * scaled).astype(np.uint8).tobytes()).decode()
-
-
-def player(
-    name: str,
-    label: str,
-    slider: str,
-    height: int,
-    says: Sequence[str],
-    arrays: dict[Any, str],
-    draw: str,
-    first: int = 0,
-    **data: Any,
-) -> None:
-    """Show a canvas, 1000 by `height`, with a slider over the frames and a button that plays them.
-
-    draw: JavaScript that paints frame i on the context c, from the bytes B (of `arrays`, by name) and
-    from D (of `data`). says: a line for each frame. label and slider: what a screen reader says.
-    """
-    content = json.dumps({"bytes": arrays, "says": list(says), **data}, separators=(",", ":"))
-    last = len(says) - 1
-    html = PLAYER.substitute(
-        name=name, label=label, slider=slider, height=height, last=last, first=first, draw=draw, data=content
-    )
-    display({"text/html": html, "text/plain": f"[interactive figure: {label}]"}, raw=True)
-
-
-def clouds(
-    name: str,
-    label: str,
-    says: Sequence[str],
-    panels: dict[str, tuple[str, Any]],
-    reach: float,
-    first: int = 0,
-) -> None:
-    """A player with two scatter plots: title -> (colour, points (frames, N, 2) within ±reach)."""
-    points = [np.asarray(p) for _, p in panels.values()]
-    arrays = {i: as_bytes(p, -reach, reach) for i, p in enumerate(points)}
-    titles = [(title, colour) for title, (colour, _) in panels.items()]
-    slider = "progress of both processes"
-    player(name, label, slider, 515, says, arrays, CLOUDS, first, panels=titles, n=points[0].shape[1])

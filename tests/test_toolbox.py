@@ -59,23 +59,6 @@ def test_the_examples_are_laws():
     assert float(TOOLBOX.half_moons().weights.sum()) == pytest.approx(1)
 
 
-def test_a_player_holds_its_frames_and_says_what_it_shows(monkeypatch):
-    shown = []
-    monkeypatch.setattr(TOOLBOX, "display", lambda data, raw: shown.append(data))
-    points = np.stack([np.full((4, 2), v) for v in (-1.0, 0.0, 1.0)])
-    panels = {"left": ("#000", points), "right": ("#fff", points[::-1])}
-    TOOLBOX.clouds("anim-x", "Two clouds", ["a", "b", "c"], panels, reach=1.0)
-    ((html, plain),) = [(d["text/html"], d["text/plain"]) for d in shown]
-    assert plain == "[interactive figure: Two clouds]"
-    assert 'aria-label="Two clouds"' in html
-    data = json.loads(re.search(r"const D = (.*?), el = ", html).group(1))
-    assert data["n"] == 4
-    assert [t for t, _ in data["panels"]] == ["left", "right"]
-    assert len(data["says"]) == 3
-    decoded = np.frombuffer(base64.b64decode(data["bytes"]["0"]), np.uint8)
-    assert decoded.reshape(3, 4, 2)[:, 0, 0].tolist() == [0, 128, 255]
-
-
 def shown_by(monkeypatch, *args, **options):
     """What `moving` shows of a figure: (the bundle, the data of its script)."""
     shown = []
