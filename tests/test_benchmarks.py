@@ -66,6 +66,17 @@ def test_the_parts_of_an_error_are_its_whole_and_lie_where_their_frequency_is():
     assert float(found.sum() / found.max()) == pytest.approx(1)
 
 
+def test_what_is_left_after_blurring_again_is_drawn_about_grey(monkeypatch):
+    again, x1 = script("reblurred"), torch.zeros(1, 3, 8, 8)
+    assert float(again.residual(x1, x1, lambda x: x).abs().max()) == 0
+    brighter = x1 + again.WHITE / 2 / 127.5
+    torch.testing.assert_close(again.residual(brighter, x1, lambda x: x), torch.full_like(x1, 0.5))
+    models = ["--shown", "celeba64-deblur-blind", "--hidden", "celeba64-deblur-blind"]
+    monkeypatch.setattr(sys, "argv", ["reblurred.py", "--data", "embedded", *models])
+    with pytest.raises(SystemExit, match="one without"):
+        again.main()
+
+
 def test_a_ladder_of_another_task_is_refused(ladder):
     ladder("--rows", "identity")
     with pytest.raises(SystemExit, match="another degradation"):
