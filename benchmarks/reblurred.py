@@ -46,10 +46,8 @@ def main() -> None:
 
     models = {"x1 shown": load_pretrained(args.shown), "x1 hidden": load_pretrained(args.hidden)}
     made = [model.record["training"] for model in models.values()]
-    if [how["cond_x1"] for how in made] != [True, False]:
-        raise SystemExit(
-            f"expected a model with cond_x1 and one without it, got {[how['cond_x1'] for how in made]}"
-        )
+    if (seen := [how["cond_x1"] for how in made]) != [True, False]:
+        raise SystemExit(f"expected a model with cond_x1 and one without it, got {seen}")
     clean = load_images(args.data, None, 64)[: args.limit]
     x0, blur = to_float(clean), create_pair_maker(made[0] | {"noise": 0.0, "quantise": False})
     x1 = quantise(blur(x0))

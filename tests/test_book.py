@@ -17,6 +17,7 @@ from conftest import ROOT, script
 from test_project import texts as tracked_texts
 
 import i2sb_lib
+from i2sb_lib.images import to_float
 
 BOOK = ROOT / "book"
 EXECUTE = script("execute", "book")
@@ -324,6 +325,19 @@ def test_every_public_name_is_in_the_reference():
     page = (BOOK / "reference.md").read_text()
     named = set(re.findall(r"^\.\. auto\w+:: (?:i2sb_lib\.(?=\w+$))?([\w.]+)$", page, re.M))
     assert set(i2sb_lib.__all__) <= named
+
+
+def test_the_adapter_of_chapter_14_serves_deepinv():
+    deepinv = pytest.importorskip("deepinv")
+    blocks = re.findall(r"```python\n(.*?)```", prose(NOTEBOOKS["14_other_degradations"]), re.S)
+    (block,) = (b for b in blocks if "deepinv" in b)
+    x = (to_float(i2sb_lib.load_images("embedded", "test")[:4]) + 1) / 2
+    scope = {"i2sb_lib": i2sb_lib, "x": x}
+    exec(block, scope)
+    blur = i2sb_lib.create_degradation("blur-gauss", quantise=True)
+    torch.testing.assert_close(2 * scope["y"] - 1, blur(2 * x - 1))
+    decibels = deepinv.metric.PSNR()
+    assert (decibels(scope["x_hat"], x) > decibels(scope["y"], x) + 5).all()
 
 
 WITH_EXAMPLES = [f for f in sorted((ROOT / "i2sb_lib").glob("*.py")) if ">>> " in f.read_text()]
