@@ -3,8 +3,8 @@
     python book/address.py                                  # writes every copy anew
     python book/address.py https://github.com/OWNER/NAME    # to another address
 
-The copies: README.md, pyproject.toml, CITATION.cff, links in notebooks, and the first cell of each, which
-installs the library in Colab. A test compares them all.
+The copies: README.md, index.md, pyproject.toml, CITATION.cff, links in notebooks, and the first cell of
+each, which installs the library in Colab. A test compares them all.
 """
 
 import json
@@ -16,7 +16,7 @@ from execute import code_hash, is_stale
 
 ROOT = Path(__file__).parent.parent
 CONFIG = "_config.yml"
-TEXTS = [CONFIG, "README.md", "pyproject.toml", "CITATION.cff"]
+TEXTS = [CONFIG, "README.md", "index.md", "pyproject.toml", "CITATION.cff"]
 BOOTSTRAP = """\
 # Colab only: install the library, leave torch, torchvision and numpy, fetch the book.
 import sys

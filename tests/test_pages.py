@@ -136,7 +136,7 @@ def test_the_cover_draws_the_records_as_they_are():
 
 def test_the_cover_has_the_tree_of_chapter_12():
     assert (COVER.COVER / "tree.html").read_text() == COVER.tree_html()
-    assert COVER.tree_html().count('class="ask"') == 4
+    assert COVER.tree_html().count('class="ask"') == 3
 
 
 def test_the_cover_moves_along_walks_that_were_simulated():
