@@ -51,6 +51,7 @@ class Own(Degradation):
         return self.name
 
     def apply(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        x = x.clone()  # which the call may change
         if self.drawn:
             y = self.call(x, generator)
         elif generator is None:

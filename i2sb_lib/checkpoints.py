@@ -95,8 +95,10 @@ def _read(file: Path) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
     for name, kind in _KINDS.items():
         if not isinstance(record.get(name, kind()), kind):
             raise ValueError(f"expected {name} in the record as {kind.__name__}, got {record[name]!r:.80}")
-    if not isinstance(least := record.get("least_change", 0), int | float):
-        raise ValueError(f"expected least_change in the record as a number, got {least!r:.80}")
+    for name, low, high in (("least_change", 0, 255), ("nfe", 1, 10**6)):
+        value = record.get(name, low)
+        if not (isinstance(value, int | float) and low <= value <= high):
+            raise ValueError(f"expected {name} in the record from {low} to {high}, got {value!r:.80}")
     names, training = {f.name for f in dataclasses.fields(TrainConfig)}, record.get("training", {})
     TrainConfig(**{k: v for k, v in training.items() if k in names})
     return model, shards, record

@@ -94,6 +94,7 @@ class TrainConfig(Design):
         zero = "damage_floor noise tikhonov warmup weight_decay seed minutes crops"
         expect(zero, "of at least 0", lambda v: 0 <= v < math.inf)
         expect("lr clip beta_max", "above 0", lambda v: 0 < v < math.inf)
+        expect("noise", "of at most 10", lambda v: v <= 10)
         expect("ema dropout", "from 0 to below 1", lambda v: 0 <= v < 1)
 
 

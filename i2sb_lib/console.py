@@ -45,7 +45,8 @@ def plain_console() -> Iterator[None]:
             try:
                 yield
             finally:
-                sys.stdout.flush()
+                if sys.stdout:  # a shell can close it
+                    sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes at its end
         sys.exit(141)

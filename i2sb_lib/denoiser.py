@@ -129,6 +129,8 @@ class Denoiser(nn.Module):
             what = f"none, for network {CUSTOM}" if net is None else f"one, for network {config.network}"
             raise ValueError(f"expected net, a module of one's own, with network {CUSTOM} alone, got {what}")
         self.planes = config.channels * (1 + bool(config.cond_x1) + bool(config.tikhonov))
+        if not 0 <= config.dropout < 1:
+            raise ValueError(f"expected dropout from 0 to below 1, got {config.dropout}")
         self.net = net or create_network(config.network, self.planes, config.dropout, config.channels)
 
     def __repr__(self) -> str:  # the layers are those of `net`

@@ -21,7 +21,8 @@ GROUP = 2**18  # pixels of one batch, or a single image: 64 of 64 x 64
 HELD = 2**22  # pixels that wait for others of their size
 # what a folder of ours holds, and what stands in it
 _RUN = {"model.json": '"shards"', "metrics.json": '"results"', "metrics.partial.json": '"results"'}
-_RUN |= {"state.pt": ""}
+_RUN |= {"state.pt": "PK\3\4"}  # a zip
+MARKED = 2**20  # bytes in which that is looked for
 _SHEETS = {"contact_sheet.png", "restored.png"}  # what our runs and evaluations draw there
 
 
@@ -63,8 +64,11 @@ def is_run(folder: Path) -> bool:
     for name, mark in _RUN.items():
         file = folder / name
         with contextlib.suppress(OSError):
-            if file.is_file() and (not mark or mark in file.read_text(errors="replace")):
-                return True
+            if not file.is_file():
+                continue
+            with file.open("rb") as opened:
+                if mark.encode() in opened.read(MARKED):
+                    return True
     return False
 
 
@@ -124,7 +128,7 @@ def plan(sources: Sequence[str | Path], target: str) -> list[Job]:
     one. A result goes by its image's name, with .png behind it where that is no suffix that can be written;
     beside other sources a folder's results go to a folder of its name. What was skipped is said on stderr.
     Raises ValueError where there is no image, where the target cannot be, where two results would have one
-    name, and where a result would fall on a source or on a file that `save_image` did not write.
+    name, and where a result would fall on a source, or on a file that is no result of a source of that name.
     """
     for name, what in [*((s, "source") for s in sources), (target, "target")]:
         if not str(name):  # a shell's variable that is not set
@@ -150,7 +154,8 @@ def plan(sources: Sequence[str | Path], target: str) -> list[Job]:
             name = file.relative_to(source).as_posix() if source.is_dir() else file.name
             plain = name if file.suffix.lower() in SUFFIXES else f"{name}.png"
             out = place / own / plain if folder else place
-            if out.exists() and (_key(out) in originals or not is_ours(out)):
+            kept = out.exists() and not (is_ours(out, file.name) and os.access(out, os.W_OK))
+            if kept or (out.exists() and _key(out) in originals):
                 raise ValueError(f"expected a target that overwrites no original, got {out} there")
             jobs.append(Job(file, name, out))
         inside = source.is_dir() and place.is_dir() and _within(place, source)
@@ -192,7 +197,7 @@ def each_image(sources: Sequence[str | Path], target: str, work: Work, channels:
                 with _noted(failed, job.file):
                     if job.out.exists() and _key(job.out) in written:
                         raise ValueError(f"expected a file for each image, got {job.out} for two images")
-                    save_image(y, job.out)
+                    save_image(y, job.out, job.file.name)
                     written.add(_key(job.out))
                     print(job.out)
             return

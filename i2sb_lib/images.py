@@ -7,6 +7,7 @@ import io
 import os
 import re
 import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,9 +25,7 @@ FORMATS = ("PNG", "JPEG", "MPO", "BMP", "WEBP", "TIFF", "PPM", "GIF", "AVIF")  #
 MAX_BYTES = 2**30  # of a picture's file
 MAX_PIXELS = 2**27  # a hundred-megapixel camera's pictures; what claims more is not decoded
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by channels
-SOFTWARE = "i2sb-lib"  # the mark of a picture that we wrote, in its EXIF
-_EXIF = Image.Exif()
-_EXIF[ExifTags.Base.Software] = SOFTWARE
+SOFTWARE = "i2sb-lib"  # EXIF's Software of a result, before a number for the name of its source
 _DEEP = "pictures of more than 8 bits a colour are taken as 8"
 _OPAQUE = (".jpg", ".jpeg", ".jfif", ".bmp", ".ppm")  # files that hold no opacity
 _TURNS = dict(enumerate(("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270",
@@ -116,8 +115,9 @@ def to_rgb(image: Image.Image, alpha: bool = False) -> Image.Image:
     that is given up, is warned of once. Raises ValueError for pixels of no known scale.
     """
     profile, tile = image.info.get("icc_profile"), [str(part) for part in getattr(image, "tile", [])]
-    deep = any(";16" in part for part in tile)
-    if any(int(n) > 255 for part in tile for n in re.findall(r"'ppm.*, (\d+)\)", part)):
+    white = max((int(n) for part in tile for n in re.findall(r"'ppm.*, (\d+)\)", part)), default=0)
+    deep = white == 2**16 - 1 or any(";16" in part for part in tile)
+    if white > 255 and not deep:
         warnings.warn(_DEEP, stacklevel=2)  # Pillow scales them
     name = getattr(image, "filename", "")
     image.filename = ""  # type: ignore[attr-defined]  # by name Pillow maps memory, and scrambles turned TIFFs
@@ -161,7 +161,7 @@ def _eight_bits(image: Image.Image, deep: bool) -> Image.Image:
         what = "floats" if image.mode == "F" else "signed or 32-bit integers"
         raise ValueError(f"expected 8 or 16 bits a pixel, got {what}, whose white is not known")
     pixels, bits = np.asarray(image if grey else image.convert("RGB")), tags.get(258, (16,))[0]
-    if bits == 16 and 0 < pixels.max() < (4096 if grey else 16):
+    if bits == 16 and 0 < pixels.max() < (4096 if grey else 16 + (image.format == "PPM")):
         raise ValueError("expected 16 bits a pixel in use, got at most 12, whose white is not known")
     warnings.warn(_DEEP, stacklevel=3)
     if not grey:
@@ -209,7 +209,7 @@ def taken(x: Any, channels: int = 3) -> tuple[list[Tensor], Callable[[list[Tenso
     file, whose kind is Pillow's; a list or tuple of pictures; or an array of uint8 (B, H, W, channels).
     Raises ValueError for anything else.
     """
-    if isinstance(x, list | tuple) and x:
+    if isinstance(x, list | tuple) and x and not any(isinstance(one, list | tuple) for one in x):
         each = [taken(one, channels) for one in x]
         kinds = [kind for _, kind in each]
         return [y for ys, _ in each for y in ys], lambda ys: [k([y]) for k, y in zip(kinds, ys, strict=True)]
@@ -230,17 +230,17 @@ def taken(x: Any, channels: int = 3) -> tuple[list[Tensor], Callable[[list[Tenso
     raise ValueError(f"expected floats (B, {channels}, H, W) in [-1, 1], {kinds_}, got {got}")
 
 
-def save_image(x: Tensor, path: str | Path | BinaryIO) -> None:
+def save_image(x: Tensor, path: str | Path | BinaryIO, source: str | None = None) -> None:
     """Write one (C, H, W) image, uint8 or float in [-1, 1]; the file appears whole or not at all.
 
-    By its suffix, one of SUFFIXES: JPEG at quality 95 with full chroma, all others without loss, and with
-    SOFTWARE as EXIF's Software where they hold that (BMP and PPM do not). A stream that is open for writing
-    gets a PNG. Raises ValueError for another suffix, whose format
-    could not keep that promise, and for opacity in a format that has none.
+    By its suffix, one of SUFFIXES: JPEG at quality 95 with full chroma, all others without loss. A
+    stream that is open for writing gets a PNG. source: the name of the file that it was made from, for
+    which `is_ours` then knows it by its EXIF (which BMP and PPM do not hold). Raises ValueError for another
+    suffix, whose format could not keep that promise, and for opacity in a format that has none.
     """
     image = to_image(x)
     if not isinstance(path, str | os.PathLike):
-        return image.save(path, "PNG", exif=_EXIF)
+        return image.save(path, "PNG")
     path = Path(path)
     if image.mode == "RGBA" and path.suffix.lower() in _OPAQUE:
         raise ValueError(f"{path}: expected a format that holds opacity, such as .png")
@@ -248,14 +248,22 @@ def save_image(x: Tensor, path: str | Path | BinaryIO) -> None:
         raise ValueError(f"{path}: expected a suffix among {', '.join(SUFFIXES)}, got {path.suffix!r}")
     jpeg = path.suffix.lower() in (".jpg", ".jpeg", ".jfif")
     how: dict[str, Any] = {"quality": 95, "subsampling": 0} if jpeg else {"lossless": True}
-    atomic_write(path, lambda p: image.save(p, exif=_EXIF, **how))
+    if source is not None:
+        how["exif"] = Image.Exif()
+        how["exif"][ExifTags.Base.Software] = _mark(source)
+    atomic_write(path, lambda p: image.save(p, **how))
 
 
-def is_ours(file: Path) -> bool:
-    """Whether a file is a picture that `save_image` wrote, by its mark."""
+def _mark(source: str) -> str:
+    return f"{SOFTWARE} {zlib.crc32(source.encode('utf-8', 'surrogateescape')):08x}"
+
+
+def is_ours(file: Path, source: str | None = None) -> bool:
+    """Whether a file is a picture that `save_image` wrote for a source, or for the one of that name."""
     Image.init()
     try:
         with Image.open(file, formats=["PNG", "JPEG", "WEBP", "TIFF"]) as image:
-            return image.getexif().get(ExifTags.Base.Software) == SOFTWARE
+            mark = str(image.getexif().get(ExifTags.Base.Software))
+            return mark == _mark(source) if source is not None else mark.startswith(f"{SOFTWARE} ")
     except Exception:  # whatever it is, it is not ours
         return False

@@ -42,6 +42,8 @@ def inputs(
     elif images is not None:
         x0, x1 = as_images(images, config.size, config.channels)
         if targets is not None:
+            if x1 is not None:
+                raise ValueError("expected pairs as images, or targets, got both")
             x1 = as_images(targets, config.size, config.channels, "targets")[0]
         if x1 is not None and x1.shape != x0.shape:
             raise ValueError(f"expected targets of the images' {tuple(x0.shape)}, got {tuple(x1.shape)}")

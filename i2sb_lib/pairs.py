@@ -88,7 +88,7 @@ def as_images(items: Any, size: Size, channels: int, name: str = "images") -> tu
             got = f"{items.dtype} of shape {tuple(items.shape)}"
             raise ValueError(f"{name}: expected uint8 (N, C, H, W), C 1, 3 or 4, got {got}")
         return items, None
-    if isinstance(items, Mapping) or not (hasattr(items, "__iter__") or hasattr(items, "__getitem__")):
+    if isinstance(items, Mapping | str) or not (hasattr(items, "__iter__") or hasattr(items, "__getitem__")):
         raise ValueError(f"{name}: expected a data set or pictures, got {type(items).__name__}")
     count = len(items) if hasattr(items, "__len__") else None  # a data set may have no end but its length
     source = (

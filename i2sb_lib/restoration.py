@@ -71,8 +71,8 @@ class Restorer(nn.Module):
         x1: as `restore` takes it. Singular components of H x0 + n as weak as the noise n hold that and little
         else: this is the mean square of those from 1 to 3.2 times its deviation, over its variance, which
         rounding to 8 bits and the noise of the training make. (Weaker ones show no blur, the right or the
-        wrong.) Above POSSIBLE an image is sharper, of another blur, noisier, or was a JPEG; small or plain
-        ones of another blur may stay below.
+        wrong.) Above POSSIBLE a photograph is sharper, of another blur, noisier, or was a JPEG; small or
+        plain ones of another blur may stay below, and what is no photograph (text, pixel art) may be above.
         Raises ValueError for other input, and where the model was trained with no such blur or no noise.
         """
         how, operator = self.record.get("training") or {}, self.denoiser.operator
@@ -91,8 +91,9 @@ class Restorer(nn.Module):
         with contextlib.suppress(ValueError):
             count = int((self.fit(x1) > POSSIBLE).sum())
             if count:
-                kind = f"{count} of {len(x1)} images cannot be the {self.denoiser.operator} that this model"
-                said = f"restore: {kind} was made for: they may come out worse than they went in"
+                kind = f"{count} of {len(x1)} images do not look like photographs under the"
+                kind += f" {self.denoiser.operator} that this model was made for"
+                said = f"restore: {kind}: they may come out worse than they went in"
                 warnings.warn(said, stacklevel=5)  # no_grad is a frame of its own
 
     def grid(self, nfe: int | None = None, power: float = 1.0, consistency: float = 0.0) -> Tensor:

@@ -66,9 +66,9 @@ class Trainer:
         self.config, self.out = config, Path(config.out)
         if not resume and any((self.out / name).exists() for name in ("state.pt", "model.json")):
             raise TrainingError(f"{self.out} holds a run; give --resume to go on, or another --out")
-        sheet = self.out / "contact_sheet.png"
-        if not resume and sheet.exists():
-            raise TrainingError(f"{self.out}: expected no {sheet.name} there, which the run would replace")
+        written = [self.out / "contact_sheet.png", self.out / "history.json", *self.out.glob("model-*-of-*")]
+        if not resume and (there := [file.name for file in written if file.exists()]):
+            raise TrainingError(f"{self.out}: expected no {there[0]} there, which the run would replace")
         saved = read_state(self.out / "state.pt", config) if resume else None
         self.host = Processes(str(config.precision), config.batch_size, config.accumulate, str(config.device))
         self.device = self.host.device
@@ -277,7 +277,7 @@ def _train(config: TrainConfig, resume: bool, own: dict[str, Any]) -> dict[str, 
             run.seconds = before + time.monotonic() - started
             bar.update()
             last = run.step == config.steps
-            if run.step % config.eval_every == 0 and not (run.out / "state.pt").exists():
+            if (run.step % config.eval_every == 0 or last) and not (run.out / "state.pt").exists():
                 run.save()  # before its sheet: a folder that holds that alone could not be gone on with
             if run.step % LOG_EVERY == 0 or last:
                 bar.set_postfix(loss=f"{run.log()['loss']:.4f}", **metrics, refresh=False)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import kstest
 
-from i2sb_lib.batches import Batches, seeded
+from i2sb_lib.batches import Batches, create_degrade, seeded
 from i2sb_lib.config import TrainConfig, stream
 from i2sb_lib.degradations import create_degradation
 from i2sb_lib.images import to_float
@@ -92,3 +92,10 @@ def test_dropout_is_of_the_seed_and_step_and_leaves_the_global_generator_alone()
     with pytest.raises(ZeroDivisionError), seeded(1, CPU):
         torch.rand(1) + 1 / 0
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_degradation_that_works_in_place_spoils_no_target():
+    images = torch.full((20, 3, 8, 8), 255, dtype=torch.uint8)
+    run = Batches(images, create_degrade(CONFIG, lambda x: x.mul_(0.5)), CONFIG)
+    x0, x1, *_ = run(0)
+    assert (x0.unique().tolist(), x1.max() < 0.51) == ([1.0], True)

@@ -105,7 +105,10 @@ DAMAGES = {
             ({"training": {"noise": "x"}}, "noise as float"),
             ({"training": {"size": "x"}}, "size as"),
             ({"training": {"degradation_options": {"sigma": "x"}}}, "degradation_options of numbers"),
-            ({"least_change": "x"}, "least_change in the record as a number"),
+            ({"training": {"noise": 1e300}}, "noise of at most 10"),
+            ({"least_change": "x"}, "least_change in the record from 0 to 255"),
+            ({"least_change": 10**30}, "least_change in the record from 0 to 255"),
+            ({"nfe": 10**12}, "nfe in the record from 1"),
             ({"grey_stays": 1}, "grey_stays in the record as bool"),
             ({"nfe": "10"}, "nfe in the record as int"),
         ]
@@ -117,6 +120,7 @@ DAMAGES = {
         lambda f: _rewrite(f, model={"degradation_options": {"kernel_size": 10**9}}),
         "255",
     ),
+    "no dropout": (lambda f: _rewrite(f, model={"dropout": float("nan")}), "dropout from 0"),
     "infinite beta": (lambda f: _rewrite(f, model={"beta_max": float("inf")}), "finite beta_min"),
     "no moments": (lambda f: _rewrite(f, model={"moments": [1, float("nan"), 0]}), "moments of two"),
     "another shape": (

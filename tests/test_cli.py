@@ -387,7 +387,8 @@ def test_nobody_s_picture_or_record_is_taken_for_ours(tmp_path, run_folder, phot
     assert "restored.png is ours to replace" in message_of(
         *ours, tmp_path / "mine", "--out", tmp_path / "mine"
     )
-    (tmp_path / "mine" / "metrics.json").write_text("{}")  # the name alone makes it no folder of ours
+    for name in ("metrics.json", "state.pt"):  # the name alone makes it no folder of ours
+        (tmp_path / "mine" / name).write_text("{}")
     assert "is ours to replace" in message_of(*ours, tmp_path / "mine", "--out", tmp_path / "mine")
     assert (tmp_path / "mine" / "restored.png").read_bytes() == before
     other = tmp_path / "other"

@@ -304,6 +304,8 @@ def test_a_disk_that_is_full_from_the_start_promises_nothing(tiny, monkeypatch):
     said = refusal(train, tiny)
     assert "could not be saved (No space left on device); make room, then start again: nothing was" in said
     assert not contents(tiny.out)
+    monkeypatch.undo()
+    assert train(tiny)["finished"]  # as told
 
 
 # Crashes

@@ -71,11 +71,14 @@ def test_no_original_is_overwritten(tmp_path, monkeypatch, source, target):
     assert "overwrites no original" in said
 
 
-@pytest.mark.parametrize("paths", ["a.png b.png", "in sharp", "in/a.png sharp", "a.tif sharp/a.webp"])
+@pytest.mark.parametrize(
+    "paths", ["a.png b.png", "in sharp", "in/a.png sharp", "a.tif sharp/a.webp", "out/a.png out/b.png"]
+)
 def test_an_original_in_the_target_is_not_overwritten(tmp_path, monkeypatch, paths):
-    """As *.png without a target gives it, or the folder of clean pictures for that of results."""
+    """As *.png without a target gives it, also of results, or the clean pictures' folder for the results'."""
     lay(tmp_path, "a.png", "b.png", "in/a.png", "sharp/a.png", "a.tif", "sharp/a.webp")
     monkeypatch.chdir(tmp_path)
+    assert told("degrade", "a.png", "b.png", "out/") == ""
     before = tree(tmp_path)
     assert "overwrites no original" in told("degrade", *paths.split())
     assert tree(tmp_path) == before
@@ -90,6 +93,8 @@ def test_a_result_may_be_made_anew(tmp_path, suffix):
     assert told("degrade", tmp_path / f"a{suffix}", out, "--name", "none") == ""
     assert out.read_bytes() != first
     assert images.is_ours(out)
+    assert images.is_ours(out, f"a{suffix}")
+    assert not images.is_ours(out, f"b{suffix}")
     assert not images.is_ours(tmp_path / f"a{suffix}")
     assert not images.is_ours(tmp_path / "absent")
 

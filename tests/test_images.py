@@ -187,6 +187,8 @@ def test_what_a_picture_loses_is_said(picture):
     with pytest.warns(UserWarning, match="see-through are taken as they look over white"):
         to_tensor(reopen(clear))
     ppm = [io.BytesIO(b"P6 1 1 65535\n\0\0\x80\x80\xff\xff"), io.BytesIO(b"P3 1 1 1023\n0 514 1023\n")]
+    with pytest.raises(ValueError, match="got at most 12"):  # which would be nearly black
+        open_image(io.BytesIO(b"P6 1 1 65535\n\x0f\xff\x08\0\0\0"))
     for many in (deep, *ppm):
         with pytest.warns(UserWarning, match="more than 8 bits a colour are taken as 8"):
             assert to_tensor(open_image(many)).flatten()[-1] == 255

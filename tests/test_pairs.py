@@ -175,6 +175,7 @@ class TestMemory:
             ([], "of one shape, got"),
             ({"a.png": picture(0, (8, 8))}, "expected a data set or pictures, got dict"),
             (5, "expected a data set or pictures, got int"),
+            ("a.png", "expected a data set or pictures, got str"),
         ],
     )
     def test_other_things_are_refused_in_a_sentence(self, items, message):

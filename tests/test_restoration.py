@@ -524,7 +524,9 @@ class TestFit:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             told.restore(x1, 1)
-        with pytest.warns(UserWarning, match=r"1 of 3 images cannot be the GaussianBlur") as found:
+        with pytest.warns(
+            UserWarning, match=r"1 of 3 images do not look like photographs under the GaussianBlur"
+        ) as found:
             told.restore(torch.cat([x1[:2], x0[:1]]), 1)
         assert found[0].filename == __file__  # where the caller's line is
         with pytest.raises(ValueError, match="expected a model of a separable blur and of noise"):
