@@ -168,11 +168,13 @@ class Bridge:
     def step(self, s: Tensor, t: Tensor, eta: float = 1.0) -> Step:
         """Coefficients of the reverse kernel from t to s < t that keeps every marginal q(x_s | x0, x1).
 
-        eta = 1: Markov, r = b_s / b_t, free of x1                       [Liu 2023, eq. 4]
-                 (where b = 0, r = a_t c_s^2 / (a_s c_t^2))              [Ho et al. 2020, eq. 7]
-        eta = 0: the noise in x_t is carried on, none is added, r = c_s / c_t   [DBIM, Zheng et al. 2025]
-        Between: the added standard deviation is eta times the Markov one. Where x_t has no noise to
-        carry (c_t = 0, as at t = 1) all agree. s, t: tensors of one shape, 0 <= s < t <= 1.
+        - eta = 1: Markov, r = b_s / b_t, free of x1 [Liu 2023, eq. 4]; where b = 0,
+          r = a_t c_s^2 / (a_s c_t^2) [Ho et al. 2020, eq. 7];
+        - eta = 0: the noise in x_t is carried on, none is added, r = c_s / c_t [DBIM, Zheng et al. 2025];
+        - between: the added standard deviation is eta times the Markov one.
+
+        Where x_t has no noise to carry (c_t = 0, as at t = 1) all agree. s, t: tensors of one shape,
+        0 <= s < t <= 1.
         """
         check_times(s), check_times(t, positive=True)
         if s.is_cpu and t.is_cpu and not bool((s < t).all()):

@@ -31,8 +31,8 @@ def load_pairs(
     """Clean images of one source and the same degraded from another: x0 and x1, uint8 (N, C, H, W) both.
 
     A pair are two images of one size whose names in their sources are equal, suffixes aside; rows of
-    parquet are paired in order, and "FILE:COLUMN" names a column other than "image". What has no partner
-    is listed in one ValueError, or, with skip_corrupt, left out with a warning. For the rest see
+    parquet are paired in order, and "photos.parquet:column" names a column other than "image". What has no
+    partner is listed in one ValueError, or, with skip_corrupt, left out with a warning. For the rest see
     `load_images`; crops are cut from both at the same places.
     """
     found, how = [], Preparation(size, channels, crops, progress, skip_corrupt)

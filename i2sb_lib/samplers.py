@@ -93,9 +93,9 @@ def sample(
 
     At each step x0_hat = denoise(x_t, t) and x_s is drawn from the reverse kernel `Bridge.step`:
 
-    sde   ancestral sampling, x_s ~ p(x_s | x0_hat, x_t)          (eta = 1)
-    ode   its mean alone, the OT-ODE limit of vanishing noise      [Liu 2023, Prop. 3.4]
-    dbim  noise drawn once, at the first step, and carried         (eta = 0)  [Zheng et al. 2025]
+    - sde: ancestral sampling, x_s ~ p(x_s | x0_hat, x_t) (eta = 1);
+    - ode: its mean alone, the OT-ODE limit of vanishing noise [Liu 2023, Prop. 3.4];
+    - dbim: noise drawn once, at the first step, and carried (eta = 0) [Zheng et al. 2025].
 
     The last step has no noise: the result is the last x0_hat. x1: (B, *D), any degraded batch.
     times: a grid of nfe + 1 values from 1 to 0 (overrides nfe); uniform when omitted.

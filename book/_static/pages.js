@@ -1,14 +1,20 @@
 // What is wider than its column, a formula, a table or code, can be scrolled with the keyboard; a link to what is
 // folded opens the fold.
 (() => {
-  const wide = "div.math, pre, .pst-scrollable-table-container, mjx-container, .cell_output, .output";
-  const mark = () =>
+  const wide = "div.math, span.math.wide, pre, .pst-scrollable-table-container, mjx-container, .cell_output, .output";
+  const mark = () => {
+    document.querySelectorAll(".bd-article span.math").forEach((span) => { // on a phone a line of its own
+      span.classList.remove("wide");
+      const formula = span.querySelector("mjx-container")?.getBoundingClientRect().width ?? 0;
+      span.classList.toggle("wide", formula > span.closest("p, li, td, th, dd, div").clientWidth + 1);
+    });
     document.querySelectorAll(`.bd-article :is(${wide})`).forEach((box) => {
       const style = getComputedStyle(box);
       if (box.scrollWidth > box.clientWidth + 1 && style.display !== "inline" && /auto|scroll/.test(style.overflowX))
         box.tabIndex = 0;
       else if (box.tabIndex === 0) box.removeAttribute("tabindex");
     });
+  };
   // buttons whose icons or words would give them a second name beside their label
   const oneName = () => {
     document.querySelectorAll(".search-button-field").forEach((button) => button.removeAttribute("aria-label"));
