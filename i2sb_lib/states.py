@@ -11,6 +11,8 @@ import torch
 from i2sb_lib.config import FREE_ON_RESUME, TrainConfig
 from i2sb_lib.faults import TrainingError, first_line
 
+_KINDS = {"step": int, "seconds": int | float, "history": list, "pending": list}
+
 
 @contextlib.contextmanager
 def complete(path: Path) -> Iterator[None]:
@@ -40,6 +42,11 @@ def read_state(path: Path, config: TrainConfig) -> dict[str, Any]:
         if changed:
             what = ", ".join(f"{k}: {theirs[k]} -> {ours[k]}" for k in changed)
             raise TrainingError(f"{path} was made with another configuration ({what})")
-        if (step := state["step"]) > config.steps:
+        for name, kind in _KINDS.items():
+            if name in state and not isinstance(state[name], kind):
+                raise ValueError(f"{name} as {type(state[name]).__name__}")
+        if (step := state["step"]) < 0:
+            raise ValueError(f"step {step}")
+        if step > config.steps:
             raise TrainingError(f"{path} is at step {step} already, past {config.steps}: give more --steps")
     return state

@@ -169,6 +169,7 @@ def test_a_damaged_or_foreign_state_is_refused_and_nothing_in_it_runs(tiny, unbr
         {"a": 1},
         [1],
         {**whole, "config": 3},
+        *({**whole, name: "x"} for name in ("step", "seconds", "history", "pending")),
         {**whole, "model": {}},
         {**whole, "optimizer": {"state": 1}},
     ]
