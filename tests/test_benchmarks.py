@@ -17,6 +17,8 @@ from i2sb_lib.evaluation import evaluate
 from i2sb_lib.images import open_image, save_image, to_float, to_tensor
 from i2sb_lib.training import Trainer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def ladder(tmp_path, monkeypatch, capsys):
@@ -32,7 +34,6 @@ def ladder(tmp_path, monkeypatch, capsys):
     return run
 
 
-@pytest.mark.slow
 def test_a_ladder_grows_and_states_what_evaluate_finds(ladder, tmp_path):
     ladder("--rows", "identity", "tikhonov:2e-4")
     out, record = ladder("--rows", "identity", "richardson-lucy:3", "celeba64-deblur-blind:ode:2")
@@ -135,7 +136,6 @@ def test_the_gpu_s_norm_keeps_the_precision_that_it_is_given():
     torch.testing.assert_close(half.float(), torch.nn.GroupNorm(8, 16)(x), rtol=0, atol=0.05)
 
 
-@pytest.mark.slow
 def test_one_call_trains_evaluates_and_packs_and_another_has_nothing_to_do(tmp_path, monkeypatch, capsys):
     flagship = script("gpu_flagship")
     places = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]
@@ -152,7 +152,6 @@ def test_one_call_trains_evaluates_and_packs_and_another_has_nothing_to_do(tmp_p
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").iterdir()} == packed
 
 
-@pytest.mark.slow
 def test_the_budget_s_record_is_what_is_counted():
     budget = script("budget")
     record = json.loads((ROOT / "data/runs/benchmarks/budget/metrics.json").read_text())

@@ -225,6 +225,7 @@ def wasserstein(x, y):
     return float((x.sort().values - y.sort().values).abs().mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["noisy", pytest.param("independent", marks=pytest.mark.slow)])
 def test_algorithm_2_recovers_the_mixture(kind):
     """With the exact denoiser the distance to p_A falls with N, and at N = 200 nothing is left.

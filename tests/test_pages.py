@@ -63,6 +63,7 @@ def listed(line: dict) -> list[dict]:
     return json.loads(line["data"]["text/markdown"].split("\n")[1])
 
 
+@pytest.mark.slow
 def test_the_bootstrap_is_not_on_the_page():
     assert shown(TEXT) == [TEXT]
 

@@ -10,6 +10,8 @@ from i2sb_lib.degradations import Mixture, create_degradation
 from i2sb_lib.evaluation import evaluate
 from i2sb_lib.images import psnr, quantise, to_float
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def robust():

@@ -85,6 +85,7 @@ def test_an_altered_digit_is_noticed():
         assert stated(head + altered, r"I²SB \| 1") != [recorded(row)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", ["clean", "noise 0.05", "blur 2"])
 def test_the_default_s_recorded_numbers_come_out_again(cell):
     content, clean = run("photos-robust-cells"), load_images("embedded", "test")

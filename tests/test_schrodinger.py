@@ -130,6 +130,7 @@ def test_two_dimensions_factorise_for_product_densities(system: SchrodingerSyste
     assert bool(got.isfinite().all())
 
 
+@pytest.mark.slow
 def test_the_coupling_is_pots() -> None:
     ot = pytest.importorskip("ot")
     x = line(121, 2.0)
@@ -241,6 +242,7 @@ def test_a_tolerance_that_is_not_reached_is_said(monkeypatch: pytest.MonkeyPatch
     assert len(calls) == 20_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("v", [0.05, 0.01])
 def test_mixing_finds_the_same_system_in_several_times_fewer_iterations(v: float) -> None:
     x, schedule = line(201), Schedule.constant(v)

@@ -16,6 +16,8 @@ from i2sb_lib.degradations import create_degradation
 from i2sb_lib.images import to_float
 from i2sb_lib.samplers import generators, sample
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def scripts(monkeypatch):
@@ -41,7 +43,6 @@ def bench(scripts, tmp_path, monkeypatch, capsys):
     return run
 
 
-@pytest.mark.slow
 def test_the_grid_solver_is_measured_beside_pot_s(bench):
     pytest.importorskip("ot")
     out, record = bench("solving")
@@ -62,7 +63,6 @@ def test_metrics_called_image_by_image_are_those_of_evaluate(bench, lpips_weight
     assert "naive / ours" in out
 
 
-@pytest.mark.slow
 def test_restoring_is_measured_beside_the_published_sampler(bench, lpips_weights):
     started = []
     out, record = bench("restoring", start=started.append)  # no process

@@ -10,6 +10,8 @@ from conftest import script
 from i2sb_lib.config import config_hash
 from i2sb_lib.degradations import create_degradation
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def training():
@@ -43,8 +45,8 @@ def test_a_quick_run_measures_every_peer(bench):
     assert record["overhead"]["unet-tiny, 4"] == pytest.approx(overhead, abs=1e-3)
     shares = record["profile"]["shares"]
     assert sum(shares.values()) == pytest.approx(1, abs=0.01)
-    assert shares["convolution, backward"] > shares["batch making"] > 0
-    assert shares["optimiser"] > shares["weight average"] > 0
+    parts = "convolution, backward", "batch making", "optimiser", "weight average"
+    assert min(shares[part] for part in parts) > 0
     assert record["config_hash"] == config_hash(record["config"])
 
 
