@@ -4,7 +4,7 @@ import contextlib
 import sys
 import warnings
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,13 @@ def _mirror(x: Tensor, height: int, width: int) -> Tensor:
         i = torch.arange(size, device=x.device) % period
         x = x.index_select(dim, torch.minimum(i, period - i) if n > 1 else i)
     return x
+
+
+@cache
+def _announce(height: int, width: int) -> None:
+    """Say once what comes before the first call; the factors are remembered, too."""
+    said = f"i2sb: {height} x {width}: first the blur's factors, once for each size"
+    print(said, file=sys.stderr, flush=True)
 
 
 class Restorer(nn.Module):
@@ -187,8 +194,7 @@ class Restorer(nn.Module):
         least, stays = self.record.get("least_change", 0.0), self.record.get("grey_stays", False)
         calls = nfe * len(windows) * -(-len(x1) // size)
         if progress and max(native) > FACTORS and self.denoiser.config.tikhonov:
-            said = f"i2sb: {native[0]} x {native[1]}: first the blur's factors, once for each size"
-            print(said, file=sys.stderr, flush=True)
+            _announce(*native)
 
         def restored(part: Tensor, drawn: list[torch.Generator]) -> Tensor:
             y, g = _mirror(part, *padded), _mirror(self.denoiser.guess(_mirror(part, *whole)), *padded)

@@ -55,6 +55,21 @@ def test_a_ladder_grows_and_states_what_evaluate_finds(ladder, tmp_path):
     assert to_tensor(open_image(tmp_path / "restored.png")).shape == (3, 5 * 64, 8 * 64)
 
 
+def test_the_rates_of_fit_are_those_that_the_model_gives(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        sys, "argv", ["fit.py", "--data", "embedded", "--limit", "40", "--out", str(tmp_path)]
+    )
+    script("fit").main()
+    record = json.loads((tmp_path / "metrics.json").read_text())
+    warned = {row["row"]: row["warned"] for row in record["results"]}
+    blurred = create_degradation("blur-gauss", quantise=True, sigma=1.75)(
+        to_float(load_images("embedded")[:40])
+    )
+    found = load_pretrained("celeba64-deblur", "cpu").fit(blurred)
+    assert warned["sigma 1.75"] == pytest.approx(float((found > record["above"]).double().mean()), abs=1e-4)
+    assert (warned["its own"], warned["its own, JPEG 98"], warned["no damage"]) == (0, 1, 1)
+
+
 def test_the_parts_of_an_error_are_its_whole_and_lie_where_their_frequency_is():
     parts = script("fid_parts")
     x, low = torch.randn(2, 3, 32, 32, dtype=torch.float64), parts.radius(32) <= 8
