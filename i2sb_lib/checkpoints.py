@@ -4,8 +4,10 @@ A checkpoint is a folder with model.json (configuration, shards, the run's recor
 shards of the averaged weights in float16, and, where it is shipped, a README.md: its model card.
 """
 
+import contextlib
 import dataclasses
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -137,12 +139,13 @@ def _find(name: str) -> Path:
     """The folder of a checkpoint: here, among those that are shipped, or from the hub; ValueError if none."""
     here = Path(name).expanduser()
     for folder in (here, *(s / name for s in SHIPPED)):
-        if name and (folder / "model.json").is_file():
-            return folder
-    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) and not here.parent.exists():
+        with contextlib.suppress(OSError):  # a name can be too long for one
+            if name and (folder / "model.json").is_file():
+                return folder
+    if re.fullmatch(r"(?!runs/)\w[\w.-]{0,95}/[\w.-]{1,96}", name) and not here.parent.exists():
         return _download(name)
     known = sorted({p.parent.name for s in SHIPPED for p in s.glob("*/model.json")})
-    got = f"a folder without one, {name!r}" if name and here.is_dir() else repr(name)
+    got = f"a folder without one, {name!r}" if name and os.path.isdir(here) else f"{name!r:.80}"
     raise ValueError(f"expected one of {known}, a folder with model.json or a hub id, got {got}")
 
 
@@ -152,7 +155,7 @@ def load_pretrained(
     """The model of a checkpoint, in float32 on `device` (a GPU, CUDA or Apple's, where there is one).
 
     name: one that is shipped, the folder of a run or checkpoint, or a hub id, of which model.json and its
-    shards are downloaded. What begins with ".", "/" or "~" or lies in a folder that exists is a folder.
+    shards are downloaded. What begins with ".", "/", "~" or "runs/" or lies in a folder that exists is one.
     net: a module of one's own, for the checkpoint of a run that was given one; it gets the weights.
     Nothing but JSON and safetensors is read, from that folder alone. Raises ValueError where there is
     no such checkpoint or a file of it is missing or damaged.

@@ -75,6 +75,8 @@ class TrainConfig(Design):
             if value not in choices if choices else not isinstance(value, _TAKES.get(f.type, f.type)):
                 kind = choices or getattr(f.type, "__name__", None) or f.type
                 raise ValueError(f"expected {f.name} as {kind}, got {value!r}")
+            if isinstance(value, int) and abs(value) >= 2**63:
+                raise ValueError(f"expected {f.name} below 2^63, got one of {value.bit_length()} bits")
 
         def expect(names: str, what: str, good: Callable[[Any], bool]) -> None:
             for name in names.split():
@@ -84,7 +86,6 @@ class TrainConfig(Design):
         expect("data out", "that is not empty", bool)
         numbers = int | float
         expect("degradation_options", "of numbers", lambda v: all(isinstance(n, numbers) for n in v.values()))
-        expect("seed", "below 2^63", lambda v: v < 2**63)
         sides = self.size if isinstance(self.size, tuple) else (self.size,)
         if len(sides) > 2 or not all(type(n) is int and n >= 1 for n in sides):
             raise ValueError(f"expected size of at least 1, or height and width, got {self.size}")

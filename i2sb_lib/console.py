@@ -6,10 +6,9 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from i2sb_lib.faults import MissingExtra, first_line, is_out_of_memory
+from i2sb_lib.faults import MissingExtra, Notice, first_line, is_out_of_memory
 
 
 def explain(error: BaseException) -> str | None:
@@ -29,7 +28,7 @@ def plain_console() -> Iterator[None]:
     others, seen = warnings.showwarning, set[str]()
 
     def show(message: Any, category: Any, filename: str, *rest: Any) -> None:
-        if Path(filename).parent != Path(__file__).parent:
+        if not issubclass(category, Notice):
             others(message, category, filename, *rest)
         elif str(message) not in seen:
             seen.add(str(message))
@@ -40,7 +39,7 @@ def plain_console() -> Iterator[None]:
             stream.reconfigure(errors="replace")
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("always", module="i2sb_lib")
+            warnings.simplefilter("always", Notice)
             warnings.showwarning = show  # type: ignore[assignment]
             try:
                 yield

@@ -11,7 +11,6 @@ import hashlib
 import os
 import random
 import uuid
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from importlib.metadata import distribution
@@ -22,7 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from i2sb_lib.faults import extra
+from i2sb_lib.faults import extra, warn
 from i2sb_lib.images import to_rgb, to_tensor
 from i2sb_lib.pixels import mapped, spool
 from i2sb_lib.progress import progress as shown
@@ -220,10 +219,10 @@ def prepared(source: str, rows: Iterable[Row], key: str | None, how: Preparation
         with contextlib.suppress(OSError):  # never made, or moved
             partial.unlink()
     if bad:
-        warnings.warn(f"{source}: left out {len(bad)} images: {'; '.join(bad)}", stacklevel=3)
+        warn(f"{source}: left out {len(bad)} images: {'; '.join(bad)}")
     if error:
         reason = error.strerror or error
-        warnings.warn(f"{cached.parent}: cannot keep the prepared images there ({reason})", stacklevel=3)
+        warn(f"{cached.parent}: cannot keep the prepared images there ({reason})")
     return _split(pixels)
 
 

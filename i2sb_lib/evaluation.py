@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from i2sb_lib.data import cache_dir, fingerprint
+from i2sb_lib.faults import warn
 from i2sb_lib.images import check_images, psnr, quantise, to_uint8
 
 METRICS = ("psnr", "ssim", "lpips", "fid", "kid")
@@ -156,7 +157,7 @@ def _check_pair(x0_hat: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
             raise ValueError(f"{name}: expected values in [-1, 1], got them as in [0, 1] images")
     x, y = quantise(x0_hat), quantise(x0)
     if min(float(x0_hat.min()), float(x0.min())) >= 0 and not torch.allclose(x0, y.to(x0)):
-        warnings.warn("no value is below 0: give images in [0, 1] as 2 * x - 1, in [-1, 1]", stacklevel=2)
+        warn("no value is below 0: give images in [0, 1] as 2 * x - 1, in [-1, 1]")
     return x, y
 
 
@@ -186,7 +187,7 @@ def evaluate(x0_hat: Tensor, x0: Tensor, metrics: Sequence[str] | None = None) -
         finite = values[values.isfinite()]
         what = f"{len(x) - len(finite)} of {len(x)} images are the clean ones to the byte"
         rest = f"; the others' is {float(finite.mean()):.2f}" if len(finite) else ""
-        warnings.warn(f"psnr: {what}, and the mean is infinite{rest}", stacklevel=3)  # no_grad has a frame
+        warn(f"psnr: {what}, and the mean is infinite{rest}")
     for name, metric in out.items():
         if name != "psnr" and not math.isfinite(metric.value):  # PSNR is infinite where every byte is right
             raise ValueError(f"{name}: expected a number, got {metric.value} from {len(x)} images")

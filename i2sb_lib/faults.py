@@ -1,11 +1,13 @@
 """What goes wrong around a long run, found early or told in one sentence: disk, tools, memory, signals."""
 
 import contextlib
+import os
 import re
 import signal
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,19 @@ def extra(name: str, what: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         raise MissingExtra(f'{what} needs {error.name}: pip install "i2sb-lib[{name}]"') from error
+
+
+class Notice(UserWarning):
+    """What this library warns of."""
+
+
+def warn(message: str) -> None:
+    """Warn of this at the line that called the library, through whatever lies between."""
+    ours, torchs = (os.path.dirname(file) + os.sep for file in (__file__, torch.__file__))
+    level, frame = 1, sys._getframe()
+    while frame.f_back and frame.f_code.co_filename.startswith((ours, torchs, contextlib.__file__)):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, Notice, stacklevel=level)
 
 
 def first_line(error: BaseException) -> str:

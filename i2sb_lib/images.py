@@ -6,7 +6,6 @@ C is 3 for RGB, 1 for grey and 4 for RGB with opacity.
 import io
 import os
 import re
-import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from PIL import ExifTags, Image, ImageCms
 from torch import Tensor
 
-from i2sb_lib.faults import first_line
+from i2sb_lib.faults import first_line, warn
 from i2sb_lib.files import atomic_write
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".tif", ".tiff", ".ppm")  # read and written
@@ -103,7 +102,7 @@ def open_image(file: Any, alpha: bool = False) -> Image.Image:
     except Exception as error:  # Pillow's decoders have no common base for their errors
         raise unreadable(name, "an image", error) from None
     if several:
-        warnings.warn(f"{name}: holds several pictures, took the first", stacklevel=2)
+        warn(f"{name}: holds several pictures, took the first")
     return rgb
 
 
@@ -118,7 +117,7 @@ def to_rgb(image: Image.Image, alpha: bool = False) -> Image.Image:
     white = max((int(n) for part in tile for n in re.findall(r"'ppm.*, (\d+)\)", part)), default=0)
     deep = white == 2**16 - 1 or any(";16" in part for part in tile)
     if white > 255 and not deep:
-        warnings.warn(_DEEP, stacklevel=2)  # Pillow scales them
+        warn(_DEEP)  # Pillow scales them
     name = getattr(image, "filename", "")
     image.filename = ""  # type: ignore[attr-defined]  # by name Pillow maps memory, and scrambles turned TIFFs
     if not all(image.size):
@@ -139,7 +138,7 @@ def to_rgb(image: Image.Image, alpha: bool = False) -> Image.Image:
         rgb.putalpha(opacity or 255)
     elif opacity is not None:
         if opacity.getextrema() != (255, 255):
-            warnings.warn("pictures that are see-through are taken as they look over white", stacklevel=2)
+            warn("pictures that are see-through are taken as they look over white")
         rgb = Image.composite(rgb, Image.new("RGB", rgb.size, "white"), opacity)
     rgb = rgb.transpose(Image.Transpose[turn]) if turn else rgb
     rgb.info = {}
@@ -163,7 +162,7 @@ def _eight_bits(image: Image.Image, deep: bool) -> Image.Image:
     pixels, bits = np.asarray(image if grey else image.convert("RGB")), tags.get(258, (16,))[0]
     if bits == 16 and 0 < pixels.max() < (4096 if grey else 16 + (image.format == "PPM")):
         raise ValueError("expected 16 bits a pixel in use, got at most 12, whose white is not known")
-    warnings.warn(_DEEP, stacklevel=3)
+    warn(_DEEP)
     if not grey:
         image = image.copy()
         image.info |= {"transparency": tuple(v >> 8 for v in key)} if isinstance(key, tuple) else {}

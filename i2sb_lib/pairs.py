@@ -1,7 +1,6 @@
 """Pairs of one's own: from two sources, or from memory, as uint8 tensors (N, C, H, W)."""
 
 import re
-import warnings
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path, PurePath
@@ -13,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from i2sb_lib.data import Preparation, Size, content_key, fit, prepared
+from i2sb_lib.faults import warn
 from i2sb_lib.images import MODES
 from i2sb_lib.sources import open_source, split_column
 
@@ -55,7 +55,7 @@ def load_pairs(
         what = f"{len(alone)} images without a partner of the same name: {', '.join(alone[:20])}"
         if not skip_corrupt or not both:
             raise ValueError(f"{clean} and {degraded}: expected pairs, got {what}{', …' * (len(alone) > 20)}")
-        warnings.warn(f"left out {what}", stacklevel=2)
+        warn(f"left out {what}")
     rows = [(ours[at][0], [ours[at][1], theirs[at][1]]) for at in both]
     columns = [split_column(str(source))[1] for source in (clean, degraded)]
     key = content_key([*files, *others], split, how, f":{len(files)}:{columns}")

@@ -2,7 +2,6 @@
 
 import contextlib
 import sys
-import warnings
 from collections.abc import Sequence
 from functools import cache, partial
 from numbers import Real
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from i2sb_lib.config import create_pair_maker
 from i2sb_lib.denoiser import Denoiser
 from i2sb_lib.devices import auto_precision
-from i2sb_lib.faults import is_out_of_memory
+from i2sb_lib.faults import is_out_of_memory, warn
 from i2sb_lib.images import check_images, quantise, taken
 from i2sb_lib.operators import Separable
 from i2sb_lib.progress import progress as progress_bar
@@ -101,12 +100,12 @@ class Restorer(nn.Module):
                 kind = f"{count} of {len(x1)} images do not look like photographs under the"
                 kind += f" {self.denoiser.operator} that this model was made for"
                 said = f"restore: {kind}: they may come out worse than they went in"
-                warnings.warn(said, stacklevel=5)  # no_grad is a frame of its own
+                warn(said)
 
     def grid(self, nfe: int | None = None, power: float = 1.0, consistency: float = 0.0) -> Tensor:
         """The times (nfe + 1,) of a walk, see `Schedule.grid`; ValueError for what cannot be."""
-        if not (isinstance(consistency, Real) and 0 <= consistency < float("inf")):
-            raise ValueError(f"expected a finite consistency of at least 0, got {consistency!r}")
+        if not (isinstance(consistency, Real) and 0 <= consistency < 10**9):
+            raise ValueError(f"expected a finite consistency of at least 0, got {consistency!r:.40}")
         if consistency and not isinstance(self.denoiser.operator, Separable):
             raise ValueError(f"consistency needs a separable blur, got {self.made_for}")
         alone = self.denoiser.config.process == "regression"
@@ -155,7 +154,7 @@ class Restorer(nn.Module):
             check_images(x1, "restore", self.denoiser.config.channels)
             if float(x1.min()) >= 0 and float(x1.max()) > 0 and not torch.allclose(x1, quantise(x1).to(x1)):
                 said = "restore: no value is below 0: give images in [0, 1] as 2 * x1 - 1, in [-1, 1]"
-                warnings.warn(said, stacklevel=3)
+                warn(said)
             return walk(x1, generators(seed, len(x1)))
         pictures, back = taken(x1, self.denoiser.config.channels)
         drawn = generators(seed, len(pictures))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,8 +79,8 @@ class Schedule:
     def grid(self, n: int, power: float = 1.0) -> Tensor:
         """n + 1 times (1 - k/n)^power from 1 down to 0, float64: uniform, or denser at the clean end."""
         whole = isinstance(n, numbers.Integral) and not isinstance(n, bool)
-        if not (whole and n >= 1 and isinstance(power, numbers.Real) and 0 < power < math.inf):
-            got = f"got n={n!r}, power={power!r}"
+        if not (whole and 1 <= n <= 10**6 and isinstance(power, numbers.Real) and 0 < power <= 10**6):
+            got = f"both up to 10^6, got n={n!r:.40}, power={power!r:.40}"
             raise ValueError(f"a grid needs a whole number of steps, at least one, and power > 0, {got}")
         return torch.linspace(1, 0, n + 1, dtype=torch.float64) ** power
 
@@ -107,7 +108,8 @@ class SymmetricSchedule(Schedule):
     beta_max: float
 
     def __post_init__(self) -> None:
-        if not (self.beta_min >= 0 and self.beta_max >= 0 and 0 < self.beta_min + self.beta_max < math.inf):
+        low, high = sorted((self.beta_min, self.beta_max))
+        if not 0 <= low <= high <= sys.float_info.max / 2 or high == 0:
             raise ValueError(f"expected finite beta_min and beta_max >= 0, not both 0, got {self}")
 
     @property

@@ -6,7 +6,6 @@ the matter of whoever opens it; a source that cannot be read is one ValueError w
 
 import io
 import re
-import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -16,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from i2sb_lib.faults import extra, first_line
+from i2sb_lib.faults import extra, first_line, warn
 from i2sb_lib.folders import is_hidden, list_images, tally
 from i2sb_lib.images import MAX_BYTES, SUFFIXES, open_image, unreadable
 
@@ -75,7 +74,7 @@ def _say_left(source: str | Path, files: list[Any], skipped: Counter[str]) -> No
         but = f" but {tally(skipped)}" if skipped else ""
         raise ValueError(f"{source}: expected images ({', '.join(SUFFIXES)}), got none{but}")
     if skipped:
-        warnings.warn(f"{source}: left out {tally(skipped)}", stacklevel=2)
+        warn(f"{source}: left out {tally(skipped)}")
 
 
 def _of_split(names: list[str], split: str | None, source: str) -> list[int]:
@@ -98,14 +97,14 @@ def _of_split(names: list[str], split: str | None, source: str) -> list[int]:
             raise ValueError(f"{source}: expected split {split!r}, got no splits: leave it out to take all")
         for name in known:
             one = f"{counts[name]} under the name of {name!r}, which is no split beside the others"
-            warnings.warn(f"{source}: took all {len(names)} files, {one}", stacklevel=2)
+            warn(f"{source}: took all {len(names)} files, {one}")
         return list(range(len(names)))
     wanted = [split] if split else [*(known if len(known) == 1 else []), "test", "validation"]
     found = next((w for w in wanted if w in known), None)
     if found is None:
         raise ValueError(f"{source}: expected split {split or 'test'!r}, got splits {known}")
     if rest := ", ".join(f"{k!r} ({counts[k]})" for k in known if k != found):
-        warnings.warn(f"{source}: took split {found!r} ({counts[found]}), left {rest}", stacklevel=2)
+        warn(f"{source}: took split {found!r} ({counts[found]}), left {rest}")
     return [i for i, tag in enumerate(tags) if tag == found]
 
 
@@ -135,7 +134,7 @@ def _zip(path: Path, split: str | None) -> Pictures:
     inside = dict(entries)
     if twice := [name for name, count in Counter(name for name, _ in entries).items() if count > 1]:
         what = f"{len(entries) - len(inside)} entries whose names come again later, as {twice[0]!r}"
-        warnings.warn(f"{path}: left out {what}: the last is taken, as in unpacking", stacklevel=2)
+        warn(f"{path}: left out {what}: the last is taken, as in unpacking")
     kinds = {name: PurePosixPath(name).suffix.lower() for name in sorted(inside)}
     names = [name for name, kind in kinds.items() if kind in SUFFIXES]
     _say_left(path, names, Counter(k or "no suffix" for k in kinds.values() if k not in SUFFIXES))

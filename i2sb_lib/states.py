@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import math
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,9 @@ def read_state(path: Path, config: TrainConfig) -> dict[str, Any]:
     if not path.exists():
         raise TrainingError(f"expected a run to resume at {path}, got no file")
     with complete(path):
+        with zipfile.ZipFile(path) as file:
+            if bad := file.testzip():  # which torch does not look at
+                raise ValueError(f"another {bad} than was written")
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         ours = dataclasses.asdict(config)
         theirs = dataclasses.asdict(TrainConfig()) | state["config"]  # a new field has its default
@@ -45,8 +50,9 @@ def read_state(path: Path, config: TrainConfig) -> dict[str, Any]:
         for name, kind in _KINDS.items():
             if name in state and not isinstance(state[name], kind):
                 raise ValueError(f"{name} as {type(state[name]).__name__}")
-        if (step := state["step"]) < 0:
-            raise ValueError(f"step {step}")
+        step = state["step"]
+        if not (step >= 0 and 0 <= state.get("seconds", 0) < math.inf):
+            raise ValueError(f"step {step} after {state.get('seconds')} seconds")
         if step > config.steps:
             raise TrainingError(f"{path} is at step {step} already, past {config.steps}: give more --steps")
     return state

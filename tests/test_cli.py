@@ -24,6 +24,7 @@ from i2sb_lib.config import PRESETS, TrainConfig, config_hash, learning_rate
 from i2sb_lib.console import plain_console
 from i2sb_lib.data import fingerprint, load_images
 from i2sb_lib.degradations import create_degradation
+from i2sb_lib.faults import Notice
 from i2sb_lib.folders import seed_of
 from i2sb_lib.images import to_float, to_tensor, to_uint8
 
@@ -143,8 +144,8 @@ def test_a_warning_of_the_library_is_one_line_and_others_are_as_they_were(tmp_pa
     assert capsys.readouterr().err == line
     with warnings.catch_warnings(record=True) as others, plain_console():
         warnings.simplefilter("always")
-        for file in (cli.__file__, cli.__file__, json.__file__):
-            warnings.warn_explicit("said", UserWarning, file, 1)
+        for kind, file in ((Notice, __file__), (Notice, cli.__file__), (UserWarning, json.__file__)):
+            warnings.warn_explicit("said", kind, file, 1)
     assert capsys.readouterr().err == "i2sb: said\n"
     assert [w.filename for w in others] == [json.__file__]
 

@@ -306,6 +306,7 @@ def resized(x, how):
     return F.interpolate(small, size=x.shape[-2:], mode="bicubic").clamp(-1, 1)
 
 
+@pytest.mark.slow
 def test_a_mixture_leaves_its_share_alone_and_each_stage_has_its_chance():
     x = ops.Quantise()(smooth(16, 16, 1)).expand(2000, -1, -1, -1)
     same = (ops.Mixture()(x, torch.Generator().manual_seed(3)) == x).flatten(1).all(1).float().mean()

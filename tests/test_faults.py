@@ -163,12 +163,15 @@ def test_a_damaged_or_foreign_state_is_refused_and_nothing_in_it_runs(tiny, unbr
     bomb = Bomb()
     bomb.path = str(tmp_path / "ran")
     whole = state(unbroken)
-    cases = [good[:0], good[:100], good[: len(good) // 2], good[:-1], pickle.dumps(bomb, 2)]
+    flipped = bytearray(good)
+    flipped[len(good) // 2] ^= 1  # a bit of some weight
+    cases = [good[:0], good[:100], good[: len(good) // 2], good[:-1], pickle.dumps(bomb, 2), bytes(flipped)]
     cases += [
         bomb,
         {"a": 1},
         [1],
         {**whole, "config": 3},
+        {**whole, "seconds": float("nan")},
         *({**whole, name: "x"} for name in ("step", "seconds", "history", "pending")),
         {**whole, "model": {}},
         {**whole, "optimizer": {"state": 1}},

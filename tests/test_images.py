@@ -184,14 +184,15 @@ def test_what_a_picture_loses_is_said(picture):
     clear, whole = picture.convert("RGBA"), picture.convert("RGBA")
     clear.putalpha(Image.new("L", clear.size, 254))
     deep = raw_png([[0, 700, 65535]], 0, 1)
-    with pytest.warns(UserWarning, match="see-through are taken as they look over white"):
+    with pytest.warns(UserWarning, match="see-through are taken as they look over white") as caught:
         to_tensor(reopen(clear))
     ppm = [io.BytesIO(b"P6 1 1 65535\n\0\0\x80\x80\xff\xff"), io.BytesIO(b"P3 1 1 1023\n0 514 1023\n")]
     with pytest.raises(ValueError, match="got at most 12"):  # which would be nearly black
         open_image(io.BytesIO(b"P6 1 1 65535\n\x0f\xff\x08\0\0\0"))
     for many in (deep, *ppm):
-        with pytest.warns(UserWarning, match="more than 8 bits a colour are taken as 8"):
+        with pytest.warns(UserWarning, match="more than 8 bits a colour are taken as 8") as deep_ones:
             assert to_tensor(open_image(many)).flatten()[-1] == 255
+        assert {w.filename for w in (*caught, *deep_ones)} == {__file__}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         to_tensor(reopen(whole))

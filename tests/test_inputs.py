@@ -128,6 +128,7 @@ def test_a_data_set_of_pairs_is_pairs(tmp_path):
     assert torch.equal(pairs.batches(0)[1], whole.batches(0)[1])
 
 
+@pytest.mark.slow
 def test_a_run_on_images_of_one_s_own_resumes_to_the_same_bits(tmp_path):
     own = {"images": images(3, 8, 8), "degrade": lambda x: x + 0.1 * torch.randn_like(x)}
     train(config(tmp_path / "a"), **own)
@@ -198,6 +199,7 @@ class TestCommandLine:
                 one.save(file)
         return tmp_path
 
+    @pytest.mark.slow
     def test_trains_evaluates_restores_and_reloads(self, folders, capsys):
         at = str(folders / "run")
         small = [

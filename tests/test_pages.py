@@ -68,6 +68,7 @@ def test_the_bootstrap_is_not_on_the_page():
     assert shown(TEXT) == [TEXT]
 
 
+@pytest.mark.slow
 def test_set_up_and_helpers_stand_in_the_fold_of_the_next_figure():
     helper, last = code("def f(): 0", "hide-input"), code("f()", "hide-input", outputs=(FIGURE,))
     cells = [code("import a"), TEXT, helper, last]

@@ -108,6 +108,7 @@ def test_drifts_of_a_gaussian_bridge_are_linear_and_interpolated_exactly() -> No
     assert torch.allclose(got.drift(1.0, points, backward=True), backward, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_two_dimensions_factorise_for_product_densities(system: SchrodingerSystem) -> None:
     x, y = line(), line(121, 2.0)
     other = SchrodingerSystem(SCHEDULE, [y], bumps(y, 0.3), bumps(y, -0.2, 0.4))

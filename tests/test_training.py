@@ -74,6 +74,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tiny, monkeypatch):
     assert_same_run(whole, broken)
 
 
+@pytest.mark.slow
 def test_a_batch_in_parts_is_the_same_step(tiny, unbroken, monkeypatch):
     monkeypatch.setattr(training, "LOG_EVERY", 1)
     whole, parts = (changed(tiny, f"in-{n}", accumulate=n) for n in (1, 4))
@@ -91,6 +92,7 @@ def test_a_batch_in_parts_is_the_same_step(tiny, unbroken, monkeypatch):
         train(changed(tiny, "gpu", device="cuda"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cond_x1", [False, True])
 def test_without_noise_on_its_path_a_bridge_trains_and_walks_one_way(tiny, cond_x1, monkeypatch):
     monkeypatch.setattr(training, "LOG_EVERY", 5)
@@ -127,7 +129,7 @@ BAD = ["holdout 0", "accumulate 0", "device 'tpu'", "eval_every 0",
        "batch_size -4", "steps -5", "clip 0.0", "tikhonov -1.0", "ema 2.0",
        "seed None", "lr float('nan')", "noise float('inf')", "steps 2.5", "size '64'", "minutes '5'",
        "compile 'no'", "process 'gan'", "precision 'fp8'", "data None", "degradation_options 7",
-       "seed 2**63"]  # fmt: skip
+       "seed 2**63", "steps 10**400", "lr 10**400", "warmup 2**63"]  # fmt: skip
 
 
 @pytest.mark.parametrize("bad", BAD)
@@ -145,6 +147,7 @@ def test_finished_weights_are_not_overwritten(tiny):
     assert (Path(tiny.out) / "model.json").read_text() == "{}"
 
 
+@pytest.mark.slow
 def test_a_time_limit_leaves_a_state_that_resumes_in_a_later_version_too(tiny, unbroken):
     result = train(limited := changed(tiny, minutes=0.0))
     assert (result["finished"], result["step"]) == (False, 1)
