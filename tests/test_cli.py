@@ -400,6 +400,7 @@ def test_nobody_s_picture_or_record_is_taken_for_ours(tmp_path, run_folder, phot
     main([str(a) for a in (*ours, photos, "--out", other)])  # what we wrote may be written again
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_before_its_first_save_can_be_gone_on_with(tiny, monkeypatch):
     """What it drew by then is not all that it leaves."""
     config = dataclasses.replace(tiny, eval_every=2, save_every=100)

@@ -15,6 +15,7 @@ from conftest import ROOT, script
 from PIL import Image
 
 pytest.importorskip("myst_nb")
+pytestmark = pytest.mark.slow  # its imports are, and the pages change seldom
 REFERENCE = script("reference", "book/_ext")
 COVER = script("cover", "book")
 PDF = script("pdf", "book")
@@ -63,12 +64,10 @@ def listed(line: dict) -> list[dict]:
     return json.loads(line["data"]["text/markdown"].split("\n")[1])
 
 
-@pytest.mark.slow
 def test_the_bootstrap_is_not_on_the_page():
     assert shown(TEXT) == [TEXT]
 
 
-@pytest.mark.slow
 def test_set_up_and_helpers_stand_in_the_fold_of_the_next_figure():
     helper, last = code("def f(): 0", "hide-input"), code("f()", "hide-input", outputs=(FIGURE,))
     cells = [code("import a"), TEXT, helper, last]
