@@ -1,6 +1,6 @@
 # make book        builds everything: environment, a small bridge trained and tried, the rendered book
 # make test        runs every test and every notebook
-# make test-fast   checks style and types, and runs the tests that are quick
+# make test-fast   checks style, spelling and types, and runs the tests that are quick
 # make check-book  renders the book and opens every page in headless Chromium
 # make pdf         renders the book and prints it as _build/i2sb-book.pdf, in headless Chromium
 # make execute     runs the chapters whose code changed, or one: make execute CHAPTER=07_two_algorithms
@@ -38,10 +38,11 @@ test: .venv/ready
 test-fast: lint
 	$(PYTEST) -p no:nbval -m "not slow" tests
 
-# a formatter, a linter, and types: half a minute in a fresh clone
+# a formatter, a linter, spelling and types: half a minute in a fresh clone
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/mypy
 
 check-book: .venv/ready
