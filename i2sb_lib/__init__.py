@@ -17,6 +17,7 @@ from i2sb_lib.config import TrainConfig
 from i2sb_lib.data import load_images
 from i2sb_lib.degradations import create_degradation
 from i2sb_lib.denoiser import Denoiser, ModelConfig
+from i2sb_lib.estimation import estimate_sigma
 from i2sb_lib.evaluation import evaluate
 from i2sb_lib.images import open_image, save_image
 from i2sb_lib.networks import create_network
@@ -36,6 +37,7 @@ __all__ = [
     "TrainConfig",
     "create_degradation",
     "create_network",
+    "estimate_sigma",
     "evaluate",
     "load_images",
     "load_pairs",

@@ -104,10 +104,19 @@ def _full(**changes: Any) -> TrainConfig:
     return dataclasses.replace(base, **changes)
 
 
+def _small(**changes: Any) -> TrainConfig:
+    """The shipped models of two cores and two hours."""
+    base = TrainConfig(steps=4400, batch_size=16, lr=8e-4, warmup=100, ema=0.999, save_every=250)
+    return dataclasses.replace(base, eval_every=500, **changes)
+
+
 PRESETS = {
     "embedded": TrainConfig(network="unet-tiny", tikhonov=1e-3, steps=200, batch_size=8, lr=2e-3, warmup=20),
     "celeba64-deblur": _full(tikhonov=2e-4),
     "celeba64-deblur-blind": _full(),
+    "celeba64-deblur-small": _small(tikhonov=2e-4),
+    "celeba64-deblur-blind-small": _small(),
+    "celeba64-deblur-noisy-small": _small(noise=0.05, tikhonov=5e-2),
     # larger pictures in more parts: a GPU's memory as at 64 x 64, about 10 GB (benchmarks/budget.py)
     "celeba128-deblur": _full(size=128, accumulate=4),
     "celeba256-deblur": _full(size=256, accumulate=16),

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from i2sb_lib.config import create_pair_maker
+from i2sb_lib.degradations import GaussianBlur
 from i2sb_lib.denoiser import Denoiser
 from i2sb_lib.devices import auto_precision
+from i2sb_lib.estimation import LEAST, estimate_sigma
 from i2sb_lib.faults import is_out_of_memory, warn
 from i2sb_lib.images import check_images, quantise, taken
 from i2sb_lib.operators import Separable
@@ -95,12 +97,14 @@ class Restorer(nn.Module):
         if max(x1.shape[-2:]) > WINDOW and not self.denoiser.config.tikhonov:
             return  # the blur's factors, which the model does without, would take long
         with contextlib.suppress(ValueError):
-            count = int((self.fit(x1) > POSSIBLE).sum())
-            if count:
+            misfits, operator = self.fit(x1) > POSSIBLE, self.denoiser.operator
+            if count := int(misfits.sum()):
                 kind = f"{count} of {len(x1)} images do not look like photographs under the"
-                kind += f" {self.denoiser.operator} that this model was made for"
-                said = f"restore: {kind}: they may come out worse than they went in"
-                warn(said)
+                kind += f" {operator} that this model was made for"
+                if isinstance(operator, GaussianBlur) and min(x1.shape[-2:]) >= LEAST:
+                    sigma = float(estimate_sigma(x1[misfits][:1], operator.kernel_size))
+                    kind += f" ({'it is' if len(x1) == 1 else 'the first is'} more like sigma {sigma:.1f})"
+                warn(f"restore: {kind}: they may come out worse than they went in")
 
     def grid(self, nfe: int | None = None, power: float = 1.0, consistency: float = 0.0) -> Tensor:
         """The times (nfe + 1,) of a walk, see `Schedule.grid`; ValueError for what cannot be."""

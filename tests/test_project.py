@@ -43,7 +43,9 @@ MAY_IMPORT = {
     "batches": "bridge config degradations images",
     "pairs": "data faults images sources",
     "inputs": "batches checkpoints config data degradations denoiser faults pairs",
-    "restoration": "config denoiser devices faults images operators progress samplers tiles",
+    "estimation": "degradations images",
+    "restoration": "config degradations denoiser devices estimation faults images operators progress "
+    "samplers tiles",
     "checkpoints": "config denoiser devices faults files restoration",
     "evaluation": "data faults images",
     "faults": "",
@@ -57,8 +59,8 @@ MAY_IMPORT = {
     "cli": "checkpoints config console data degradations devices evaluation faults files folders images "
     "pairs samplers",
     "__main__": "cli",
-    "__init__": "bridge checkpoints config data degradations denoiser evaluation images networks operators "
-    "pairs samplers schedule training",
+    "__init__": "bridge checkpoints config data degradations denoiser estimation evaluation images networks "
+    "operators pairs samplers schedule training",
 }  # fmt: skip
 
 CORE = {"torch", "numpy", "PIL", "safetensors", "tqdm", "huggingface_hub", "tyro"}
@@ -108,7 +110,7 @@ def code_lines(source: str) -> int:
 
 def test_the_library_is_thin():
     assert max(len(f.read_text().splitlines()) for f in LIBRARY) <= 300
-    assert sum(code_lines(f.read_text()) for f in LIBRARY) <= 3700
+    assert sum(code_lines(f.read_text()) for f in LIBRARY) <= 3800
     assert code_lines('"""Doc\nstring."""\n\n# note\ndef f():\n    """Doc."""\n    return 1  # x\n') == 2
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import PartialState
+from conftest import ROOT
 
 from i2sb_lib import training
 from i2sb_lib.checkpoints import load_pretrained
@@ -206,6 +207,16 @@ def test_ema_and_moments_equal_their_formulas(tiny):
 def test_learning_rate_warms_up_and_falls_to_zero():
     config = TrainConfig(lr=2.0, warmup=10, steps=110)
     assert [learning_rate(config, k) for k in (0, 4, 9, 60, 110)] == pytest.approx([0.2, 1, 2, 1, 0])
+
+
+@pytest.mark.parametrize("name", ["celeba64-deblur", "celeba64-deblur-blind", "celeba64-deblur-noisy"])
+def test_a_preset_is_the_recipe_of_the_shipped_weights(name):
+    record = json.loads((ROOT / "data" / "checkpoints" / name / "model.json").read_text())["record"]
+    preset = dataclasses.asdict(PRESETS[f"{name}-small"])
+    other = {"data", "out", "progress"}  # where, and what was shown
+    assert {k: preset[k] for k in record["training"].keys() - other} == {
+        k: v for k, v in record["training"].items() if k not in other
+    }
 
 
 @pytest.mark.slow
