@@ -231,9 +231,10 @@ def test_on_paper_arguments_are_open_and_code_is_left_out_but_that_of_a_solution
     code = '<details class="fold"><summary>Code</summary><div class="cell_input">x</div></details>'
     proof = '<details class="fold"><summary>Proof</summary>So.</details>'
     line = '<details class="checks"><summary>2 checks</summary>of what</details>'
-    text = article(f'{code}{proof}<div class="solution">{code.replace("x", "y")}</div>{line}')
+    rows = code.replace("Code", "All rows").replace("</details>", "<table>z</table></details>")
+    text = article(f'{code}{proof}<div class="solution">{code.replace("x", "y")}</div>{line}{rows}')
     PDF.opened(text)
-    assert text.get_text() == "ProofSo.y2 checks"
+    assert text.get_text() == "ProofSo.y2 checksAll rowsz"
     assert [d.has_attr("open") for d in text.select("details")] == [True]
 
 

@@ -1,5 +1,5 @@
-// What is wider than its column, a formula, a figure, a table or code, can be scrolled with the keyboard; a link to what is
-// folded opens the fold.
+// What is wider than its column, a formula, a figure, a table or code, can be scrolled with the keyboard; a link
+// to what is folded opens the fold.
 (() => {
   const wide = "div.math, span.math.wide, pre, .pst-scrollable-table-container, mjx-container, .cell_output, .output, " +
     "figure, figure [role=group] > div";
