@@ -90,8 +90,8 @@ distributed as the clean signals are.</figcaption>
 SERIES = {  # label: run, calls, colour, where its name stands
     "bridge": ("celeba64-deblur-blind", (1, 2, 5, 10), "#00805E", (16, 4, "start")),
     "bridge, told the blur": ("celeba64-deblur", (1, 2, 5, 10), "#0072B2", (0, -16, "middle")),
-    "regression": ("celeba64-deblur-regression", (1,), "#B94F00", (0, 26, "middle")),
-    "diffusion from noise": ("celeba64-deblur-diffusion", (10,), "#9C4585", (-22, -16, "start")),
+    "regression": ("celeba64-deblur-regression", (1,), "#B94F00", (0, -16, "middle")),
+    "diffusion": ("celeba64-deblur-diffusion", (10,), "#9C4585", (-22, -16, "start")),
 }
 
 
