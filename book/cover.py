@@ -89,9 +89,9 @@ distributed as the clean signals are.</figcaption>
 
 SERIES = {  # label: run, calls, colour, where its name stands
     "bridge": ("celeba64-deblur-blind", (1, 2, 5, 10), "#00805E", (16, 4, "start")),
-    "bridge, told the blur": ("celeba64-deblur", (1, 2, 5, 10), "#0072B2", (0, 26, "middle")),
-    "regression": ("celeba64-deblur-regression", (1,), "#B94F00", (0, 26, "middle")),
-    "diffusion from noise": ("celeba64-deblur-diffusion", (10,), "#9C4585", (-22, 26, "start")),
+    "bridge, told the blur": ("celeba64-deblur", (1, 2, 5, 10), "#0072B2", (0, -16, "middle")),
+    "regression": ("celeba64-deblur-regression", (1,), "#B94F00", (0, -16, "middle")),
+    "diffusion": ("celeba64-deblur-diffusion", (10,), "#9C4585", (-22, -16, "start")),
 }
 
 
@@ -110,7 +110,7 @@ def results_svg() -> str:
         return x0 + (x1 - x0) * (psnr - low) / (high - low)
 
     def y(lpips: float) -> float:
-        return y0 + (y1 - y0) * (lpips - worst) / (best - worst)
+        return y1 + (y0 - y1) * (lpips - worst) / (best - worst)
 
     parts = []
     for value in (30.5, 31, 31.5, 32, 32.5):
@@ -119,7 +119,7 @@ def results_svg() -> str:
     for value in (0.008, 0.010, 0.012):
         parts.append(f'<path class="grid" d="M{x0},{y(value):.1f}H{x1}"/>')
         parts.append(f'<text x="{x0 - 8}" y="{y(value) + 4:.1f}" text-anchor="end">{value:.3f}</text>')
-    right, top = "nearer in squared error: PSNR, dB →", "↑ nearer in the features of a network: LPIPS"
+    right, top = "PSNR, dB (higher is nearer)", "LPIPS (lower is nearer)"
     parts.append(f'<text x="{x1}" y="{y0 + 36}" text-anchor="end">{right}</text>')
     parts.append(f'<text x="{x0}" y="{y1 - 8}">{top}</text>')
     for label, (run, calls, colour, (dx, dy, anchor)) in SERIES.items():

@@ -45,14 +45,21 @@ def key(page: str, anchor: str = "") -> str:
 
 
 def opened(article: Tag) -> None:
-    """Nothing on paper can be opened: arguments are, and code is left out unless it is a solution."""
+    """Nothing on paper can be opened: arguments are, and code is left out unless it is a solution.
+
+    What a fold says of a table or a print that it held stays as the words above it.
+    """
     for fold in article.select("details"):
         if "checks" in fold.get("class", []):
             fold.replace_with(checks := fold.summary)
             checks.name, checks["class"] = "p", "checks"
         elif (code := fold.select_one(".cell_input")) and not fold.find_parent(class_="solution"):
             code.decompose()
-            fold.summary.decompose()
+            title = fold.summary
+            if fold.select_one("table, pre") and title.get_text() != "Code":
+                title.name, title["class"] = "p", "told"
+            else:
+                title.decompose()
             fold.unwrap()
         elif code:
             fold.summary.decompose()

@@ -76,12 +76,13 @@ def checks(nb):
 
 
 def labels(nb):
-    """(labels of statements, with None for one that has none; labels of directives and figures)."""
+    """(labels of statements, with None for one that has none; of directives, figures and sections)."""
     head = r"\{prf:(?:theorem|proposition|corollary|lemma)\}[^\n]*\n((?:\s*:[\w-]+:[^\n]*\n)*)"
     heads = re.findall(head, prose(nb))
     found = [re.search(r":label:\s*(\S+)", head) for head in heads]
     figures = {c["metadata"].get("mystnb", {}).get("figure", {}).get("name") for c in nb["cells"]}
-    return [m and m.group(1) for m in found], set(re.findall(r":label:\s*(\S+)", prose(nb))) | figures
+    named = set(re.findall(r":label:\s*(\S+)|^\((sec-\S+)\)=$", prose(nb), re.M))
+    return [m and m.group(1) for m in found], {name for pair in named for name in pair if name} | figures
 
 
 def executed(nb):
@@ -173,6 +174,14 @@ def typeset(nb):
         yield f"formulas broken by a list marker: {broken[:3]}"
 
 
+def punctuated(nb):
+    "A displayed formula ends with a stop, a full one before a new sentence, or its sentence goes on."
+    for formula, after in re.findall(r"\$\$\n(.+?)\$\$(?: \([\w-]+\))?\s*(.?)", prose(nb), re.S):
+        text = re.sub(r"\s|\\end\{\w+\}", "", formula)
+        if text[-1] not in (".:" if after.isupper() else ".,;:") and not after.islower():
+            yield f"no stop after {text[-60:]}"
+
+
 def portable(nb):
     if nb["metadata"].get("kernelspec", {}).get("name") != "python3":
         yield f"kernelspec {nb['metadata'].get('kernelspec')}"
@@ -194,6 +203,7 @@ GATES = [
     tight,
     cited,
     typeset,
+    punctuated,
     portable,
 ]
 
@@ -257,6 +267,8 @@ FAULTS = [
     ),
     (cited, lambda c: c[1].update(source=c[1]["source"] + "{cite:p}`liu2023i2sb, nobody1900`")),
     (typeset, lambda c: c[1].update(source=c[1]["source"] + "\n$a\n+ b$")),
+    (punctuated, lambda c: c[1].update(source=c[1]["source"] + "\n\n$$\na=b\n$$\n\nSo it is.")),
+    (punctuated, lambda c: c[1].update(source=c[1]["source"] + "\n\n$$\na=b,\n$$ (eq)\n\nSo it is.")),
     (portable, lambda c: c[3]["metadata"].update(execution={"iopub.status.busy": "now"})),
 ]
 

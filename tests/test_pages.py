@@ -116,6 +116,18 @@ def test_no_code_and_no_check_is_lost_between_notebook_and_page(file):
     assert [r for line in lines for r in listed(line)] == made
 
 
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda f: f.stem)
+def test_a_line_of_checks_names_the_figure_that_stands_before_or_after_it(file):
+    cells, far = extension().page(json.loads(file.read_text()))["cells"], []
+    names = [c["metadata"].get("mystnb", {}).get("figure", {}).get("name") for c in cells]
+    for i, cell in enumerate(cells):
+        before, after = [n for n in names[: i + 1] if n], [n for n in names[i + 1 :] if n]
+        lines = [o for o in cell.get("outputs", []) if o.get("metadata", {}).get("i2sb_checks")]
+        claims = {r["claim"] for line in lines for r in listed(line) if r["claim"].startswith("fig-")}
+        far += claims - {*before[-1:], *after[:1]}
+    assert far == []
+
+
 def test_names_are_listed_in_words():
     assert extension().listed(["A"]) == "A"
     assert extension().listed(["A", "B", "C"]) == "A, B and C"
@@ -219,9 +231,10 @@ def test_on_paper_arguments_are_open_and_code_is_left_out_but_that_of_a_solution
     code = '<details class="fold"><summary>Code</summary><div class="cell_input">x</div></details>'
     proof = '<details class="fold"><summary>Proof</summary>So.</details>'
     line = '<details class="checks"><summary>2 checks</summary>of what</details>'
-    text = article(f'{code}{proof}<div class="solution">{code.replace("x", "y")}</div>{line}')
+    rows = code.replace("Code", "All rows").replace("</details>", "<table>z</table></details>")
+    text = article(f'{code}{proof}<div class="solution">{code.replace("x", "y")}</div>{line}{rows}')
     PDF.opened(text)
-    assert text.get_text() == "ProofSo.y2 checks"
+    assert text.get_text() == "ProofSo.y2 checksAll rowsz"
     assert [d.has_attr("open") for d in text.select("details")] == [True]
 
 
@@ -309,6 +322,33 @@ def test_an_opaque_picture_loses_its_alpha_and_nothing_else():
     light = opened(extension().lighter(opaque))
     assert light.mode == "RGB"
     assert light.tobytes() == opened(opaque).convert("RGB").tobytes()
+
+
+def drawing(*photographs: int) -> Image.Image:
+    """Lines on white, and a photograph at each place that is named."""
+    image = Image.new("RGB", (320, 160), "white")
+    for at in range(0, 320, 8):
+        image.paste((0, 114, 178), (at, 0, at + 2, 160))
+    for at in photographs:
+        image.paste(Image.effect_noise((96, 96), 25).convert("RGB"), (at, 32))
+    return image
+
+
+def test_a_drawing_is_told_from_what_holds_a_photograph():
+    def marked(image: Image.Image, html: str = "") -> dict:
+        image.save(file := io.BytesIO(), "png")
+        png = base64.b64encode(file.getvalue()).decode()
+        data = {"image/png": png} | ({"text/html": html} if html else {})
+        (cell,) = shown(code("plot()", "hide-input", outputs=({"data": data, "metadata": {}},)))
+        return cell
+
+    group = '<div role="group">'
+    cell = marked(drawing(), group)
+    assert cell["metadata"]["mystnb"]["image"]["classes"] == "drawn"
+    assert cell["outputs"][0]["data"]["text/html"] == '<div class="drawn" role="group">'
+    cell = marked(drawing(120), group)
+    assert "mystnb" not in cell["metadata"]
+    assert cell["outputs"][0]["data"]["text/html"] == group
 
 
 def test_a_docstring_says_on_its_page_what_it_says_in_the_code():

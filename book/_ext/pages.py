@@ -7,8 +7,6 @@ does not use and whose script is otherwise on every page, twice.
 """
 
 import ast
-import base64
-import io
 import json
 import re
 import zlib
@@ -19,7 +17,7 @@ from typing import Any
 from docutils import nodes
 from docutils.parsers.rst import Directive
 from myst_nb.sphinx_ import HideCodeCellNode
-from PIL import Image
+from pictures import lighter, mark_drawing
 from sphinx.application import Sphinx
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx_proof.nodes import proof_node, visit_proof_node
@@ -44,6 +42,7 @@ def page(notebook: dict[str, Any]) -> dict[str, Any]:
                 if not all(map(is_setup, waiting)):  # its helpers come before it
                     cells, waiting = [*cells, fold(waiting)], []
             cell["outputs"] = one_line([lighter(output) for output in cell["outputs"]])
+            mark_drawing(cell)
             if "hide-cell" in cell["metadata"].get("tags", []) and cell["outputs"] == checks_of(cell):
                 cell["metadata"]["tags"] = ["hide-input"]
             elif "figure" in cell["metadata"].get("mystnb", {}) and (line := checks_of(cell)):
@@ -54,17 +53,6 @@ def page(notebook: dict[str, Any]) -> dict[str, Any]:
             cell["source"] = ITEM.sub(lambda head: head[0].rstrip() + "\n\n```{rest}\n```\n", source(cell))
         cells.append(cell)
     return {**notebook, "cells": cells + ([fold(waiting)] if waiting else [])}
-
-
-def lighter(output: dict[str, Any]) -> dict[str, Any]:
-    """An output without the plane that says that its picture is opaque: an eighth of the bytes."""
-    if not (png := "".join(output.get("data", {}).get("image/png", ""))):
-        return output
-    image = Image.open(io.BytesIO(base64.b64decode(png)))
-    if image.mode != "RGBA" or image.getextrema()[3] != (255, 255):
-        return output
-    image.convert("RGB").save(file := io.BytesIO(), "png", dpi=image.info.get("dpi"))
-    return {**output, "data": {**output["data"], "image/png": base64.b64encode(file.getvalue()).decode()}}
 
 
 def source(cell: dict[str, Any]) -> str:
@@ -304,5 +292,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_post_transform(Numbers)
     app.connect("source-read", read)
     app.connect("html-page-context", finish)
-    mine = zlib.crc32(Path(__file__).read_bytes())  # another version of this file makes every page anew
+    # another version of these files makes every page anew
+    mine = zlib.crc32(b"".join(f.read_bytes() for f in sorted(Path(__file__).parent.glob("*.py"))))
     return {"version": "1", "env_version": mine, "parallel_read_safe": True, "parallel_write_safe": True}

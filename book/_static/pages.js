@@ -1,8 +1,11 @@
-// What is wider than its column, a formula, a table or code, can be scrolled with the keyboard; a link to what is
-// folded opens the fold.
+// What is wider than its column, a formula, a figure, a table or code, can be scrolled with the keyboard; a link
+// to what is folded opens the fold.
 (() => {
-  const wide = "div.math, span.math.wide, pre, .pst-scrollable-table-container, mjx-container, .cell_output, .output";
+  const wide = "div.math, span.math.wide, pre, .pst-scrollable-table-container, mjx-container, .cell_output, .output, " +
+    "figure, figure [role=group] > div";
   const mark = () => {
+    document.querySelectorAll(".bd-article figure > img").forEach((img) => // too broad for a phone
+      img.parentElement.classList.toggle("broad", img.naturalWidth > 560));
     document.querySelectorAll(".bd-article span.math").forEach((span) => { // on a phone a line of its own
       span.classList.remove("wide");
       const formula = span.querySelector("mjx-container")?.getBoundingClientRect().width ?? 0;
