@@ -8,9 +8,9 @@ x0 on x1, and diffusion from noise given x1. The degraded image itself is the ba
 import torch
 from torch import Tensor
 
-from i2sb_lib.degradations import Separable
 from i2sb_lib.devices import to_float64
 from i2sb_lib.images import check_images
+from i2sb_lib.operators import Separable
 
 
 def tikhonov(y: Tensor, operator: Separable, lam: float = 2e-4) -> Tensor:

@@ -37,6 +37,8 @@ class Step(NamedTuple):
 
 def expand(t: Tensor | float, x: Tensor) -> Tensor:
     """Reshape t of shape (B,) or (), in [0, 1], so that it broadcasts against x of shape (B, *D)."""
+    if not x.is_floating_point():
+        raise ValueError(f"expected floating-point numbers, in which images are in [-1, 1], got {x.dtype}")
     t = as_time(t).to(x)
     if t.ndim > 1 or (t.ndim == 1 and t.shape[0] not in (x.shape[0], 1)):
         raise ValueError(
@@ -95,15 +97,18 @@ class Bridge:
     @classmethod
     def indi(cls, noise: float = 0.0) -> Bridge:
         """Inversion by direct iteration: x_t = (1 - t) x0 + t x1 + t noise eps."""
+        if not 0 <= noise < math.inf:
+            raise ValueError(f"expected a finite noise of at least 0, got {noise}")
         return cls(Schedule.constant(), lambda t: (1 - t, t, noise * t))
 
     @classmethod
-    def ddbm_vp(cls, beta_min: float = 0.1, beta_max: float = 2.1) -> Bridge:
+    def ddbm_vp(cls, *, beta_min: float = 0.1, beta_max: float = 2.1) -> Bridge:
         """DDBM over the variance-preserving process, beta(t) = 0.1 + 2 t.   [Zhou et al. 2024, Table 1]
 
         beta is linear from beta_min at t = 0 to beta_max at t = 1. With nu = sigma^2 / alpha^2 of the
         reference, x_t / alpha_t is I2SB's bridge in the clock nu from x0 to x1 / alpha_1.
         """
+        Schedule.symmetric(beta_min=beta_min, beta_max=beta_max)  # refuses what is no beta
 
         def integral(t: Tensor) -> Tensor:
             return beta_min * t + (beta_max - beta_min) * t**2 / 2
@@ -158,14 +163,14 @@ class Bridge:
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Draw x_t ~ q(x_t | x0, x1); noise ~ N(0, I) of x0's shape is drawn if not given."""
+        mean, var = self.q_mean_var(t, x0, x1)
         if noise is None:
             place = x0.device if generator is None else generator.device
             noise = torch.randn(x0.shape, generator=generator, device=place, dtype=x0.dtype).to(x0.device)
         _one_shape(x0=x0, noise=noise)
-        mean, var = self.q_mean_var(t, x0, x1)
         return mean + var.sqrt() * noise
 
-    def step(self, s: Tensor, t: Tensor, eta: float = 1.0) -> Step:
+    def step(self, s: Tensor | float, t: Tensor | float, eta: float = 1.0) -> Step:
         """Coefficients of the reverse kernel from t to s < t that keeps every marginal q(x_s | x0, x1).
 
         - eta = 1: Markov, r = b_s / b_t, free of x1 [Liu 2023, eq. 4]; where b = 0,
@@ -173,10 +178,12 @@ class Bridge:
         - eta = 0: the noise in x_t is carried on, none is added, r = c_s / c_t [DBIM, Zheng et al. 2025];
         - between: the added standard deviation is eta times the Markov one.
 
-        Where x_t has no noise to carry (c_t = 0, as at t = 1) all agree. s, t: tensors of one shape,
-        0 <= s < t <= 1.
+        Where x_t has no noise to carry (c_t = 0, as at t = 1) all agree. s, t: floats, or tensors of one
+        shape, 0 <= s < t <= 1; ValueError where they are not, or eta is not from 0 to 1.
         """
-        check_times(s), check_times(t, positive=True)
+        if not 0 <= eta <= 1:
+            raise ValueError(f"expected eta from 0 to 1, got {eta}")
+        s, t = as_time(s), check_times(as_time(t), positive=True)
         if s.is_cpu and t.is_cpu and not bool((s < t).all()):
             raise ValueError(f"a step goes down, from t to s < t, got t={t.tolist()} and s={s.tolist()}")
         (a_s, b_s, c_s), (a_t, b_t, c_t) = self.coefficients(s), self.coefficients(t)
@@ -197,6 +204,7 @@ class Bridge:
         With alpha^2 = sigma_t^2 - sigma_s^2 the mean is (alpha^2 x0 + sigma_s^2 x_t) / sigma_t^2 and
         the variance sigma_s^2 alpha^2 / sigma_t^2: zero at s = 0, where the result is x0.
         """
+        _one_shape(x0=x0, xt=xt)
         k0, _, kt, std = self.step(expand(s, x0), expand(t, x0))
         return k0 * x0 + kt * xt, std**2
 

@@ -101,8 +101,9 @@ def _read(file: Path) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
         value = record.get(name, low)
         if not (isinstance(value, int | float) and low <= value <= high):
             raise ValueError(f"expected {name} in the record from {low} to {high}, got {value!r:.80}")
-    names, training = {f.name for f in dataclasses.fields(TrainConfig)}, record.get("training", {})
-    TrainConfig(**{k: v for k, v in training.items() if k in names})
+    names = {f.name for f in dataclasses.fields(TrainConfig)}
+    for part in (model, record.get("training", {})):
+        TrainConfig(**{k: v for k, v in part.items() if k in names})
     return model, shards, record
 
 
@@ -158,8 +159,13 @@ def load_pretrained(
     shards are downloaded. What begins with ".", "/", "~" or "runs/" or lies in a folder that exists is one.
     net: a module of one's own, for the checkpoint of a run that was given one; it gets the weights.
     Nothing but JSON and safetensors is read, from that folder alone. Raises ValueError where there is
-    no such checkpoint or a file of it is missing or damaged.
+    no such checkpoint or device, or a file of it is missing or damaged.
     """
+    try:
+        device = torch.device(device) if device else auto_device()
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"expected a device that is here, got {device} ({first_line(error)})") from None
     path = _find(str(name))
     try:
         model, shards, record = _read(path / "model.json")
@@ -169,6 +175,6 @@ def load_pretrained(
         denoiser.load_state_dict(_weights([path / n for n in shards], denoiser.state_dict()))
     except Exception as error:
         raise ValueError(f"{path}: expected a complete checkpoint, got: {first_line(error)}") from error
-    device = torch.device(device) if device else auto_device()
-    denoiser = denoiser.to(device, memory_format=torch.channels_last).requires_grad_(False).eval()  # type: ignore[call-overload]
+    denoiser = denoiser.float().requires_grad_(False).eval()
+    denoiser = denoiser.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Pretrained(denoiser, record, path)

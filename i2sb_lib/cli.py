@@ -27,7 +27,7 @@ from i2sb_lib.data import fingerprint, load_images, sides
 from i2sb_lib.degradations import Degradation, create_degradation
 from i2sb_lib.devices import device_name
 from i2sb_lib.evaluation import MetricUnavailable, check_metrics, evaluate
-from i2sb_lib.faults import TrainingError, check_writable, first_line
+from i2sb_lib.faults import TrainingError, check_writable
 from i2sb_lib.files import atomic_write, git_commit
 from i2sb_lib.folders import each_image, is_run, seed_of
 from i2sb_lib.images import save_image, to_float
@@ -47,15 +47,6 @@ def _noise(seed: int, name: str = "") -> torch.Generator:
 def _degrade(degrade: Degradation, x: Tensor, names: list[str], seed: int) -> Tensor:
     """Degrade images of one size, each with the noise that belongs to its name."""
     return torch.cat([degrade(image[None], _noise(seed, n)) for image, n in zip(x, names, strict=True)])
-
-
-def _load(checkpoint: str, device: str | None) -> Pretrained:
-    """The model of a checkpoint on a device that is there; ValueError where it is not."""
-    try:
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"expected a device that is here, got {device} ({first_line(error)})") from None
-    return load_pretrained(checkpoint, device)
 
 
 def _training(model: Pretrained) -> dict[str, Any]:
@@ -85,7 +76,7 @@ class Restore:
     device: str | None = None  # cpu, cuda or mps; a GPU where there is one unless said
 
     def run(self) -> None:
-        model = _load(self.checkpoint, self.device)
+        model = load_pretrained(self.checkpoint, self.device)
         degrade = create_pair_maker(_training(model)) if self.degrade else None
         model.grid(self.nfe, self.power, self.consistency)  # refused before an image is read
 
@@ -146,7 +137,7 @@ class Evaluate:
                 raise ValueError(f"expected something as {name}, got nothing")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"expected a limit of at least 1, got {self.limit}")
-        model = _load(self.checkpoint, self.device)
+        model = load_pretrained(self.checkpoint, self.device)
         training = _training(model)
         alone = training.get("process") == "regression"
         calls = ((1,) if alone else (1, 10)) if self.nfe is None else self.nfe

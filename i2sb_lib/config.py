@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -71,8 +72,11 @@ class TrainConfig(Design):
                 object.__setattr__(self, f.name, value := str(value))
             if isinstance(value, list):  # as JSON has it
                 object.__setattr__(self, f.name, value := tuple(value))
+            if isinstance(value, Integral) and not isinstance(value, bool):  # NumPy's, too
+                object.__setattr__(self, f.name, value := int(value))
             choices = get_args(f.type) if get_origin(f.type) is Literal else ()
-            if value not in choices if choices else not isinstance(value, _TAKES.get(f.type, f.type)):
+            good = value in choices if choices else isinstance(value, _TAKES.get(f.type, f.type))
+            if not good or (isinstance(value, bool) and f.type is not bool):
                 kind = choices or getattr(f.type, "__name__", None) or f.type
                 raise ValueError(f"expected {f.name} as {kind}, got {value!r}")
             if isinstance(value, int) and abs(value) >= 2**63:
@@ -87,7 +91,7 @@ class TrainConfig(Design):
         numbers = int | float
         expect("degradation_options", "of numbers", lambda v: all(isinstance(n, numbers) for n in v.values()))
         sides = self.size if isinstance(self.size, tuple) else (self.size,)
-        if len(sides) > 2 or not all(type(n) is int and n >= 1 for n in sides):
+        if len(sides) not in (1, 2) or not all(type(n) is int and n >= 1 for n in sides):
             raise ValueError(f"expected size of at least 1, or height and width, got {self.size}")
         if self.degradation == CUSTOM and self.tikhonov:
             raise ValueError("expected a degradation with a name for tikhonov, got one of one's own")

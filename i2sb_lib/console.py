@@ -14,7 +14,7 @@ from i2sb_lib.faults import MissingExtra, Notice, first_line, is_out_of_memory
 def explain(error: BaseException) -> str | None:
     """One line for what may be wrong with files, values or memory; None for a fault of the program."""
     if is_out_of_memory(error):
-        return f"out of memory: {first_line(error)}"
+        return f"out of memory: {first_line(error).removeprefix('out of memory: ')}"
     return " ".join(str(error).split()) if isinstance(error, ValueError | OSError | MissingExtra) else None
 
 

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from importlib.metadata import distribution
+from numbers import Integral
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from i2sb_lib.faults import extra, warn
-from i2sb_lib.images import to_rgb, to_tensor
+from i2sb_lib.images import MODES, to_rgb, to_tensor
 from i2sb_lib.pixels import mapped, spool
 from i2sb_lib.progress import progress as shown
 from i2sb_lib.sources import Pictures, open_source, split_column
@@ -51,8 +52,22 @@ class Preparation(NamedTuple):
 
 
 def sides(size: Size) -> tuple[int, int]:
-    """Height and width of a size."""
-    return (size, size) if isinstance(size, int) else size
+    """Height and width of a size; ValueError unless it is one or two whole numbers of at least 1."""
+    both = size if isinstance(size, tuple | list) else (size,)
+    good = all(isinstance(n, Integral) and not isinstance(n, bool) and n >= 1 for n in both)
+    if not good or len(both) not in (1, 2):
+        raise ValueError(f"expected a size of at least 1, or height and width, got {size!r}")
+    return int(both[0]), int(both[-1])
+
+
+def preparation(size: Size, channels: int, crops: int, progress: bool, skip_corrupt: bool) -> Preparation:
+    """The same, checked; ValueError for what cannot be."""
+    sides(size)
+    if channels not in MODES:
+        raise ValueError(f"expected 1, 3 or 4 channels, got {channels!r}")
+    if not isinstance(crops, Integral) or crops < 0:
+        raise ValueError(f"expected a number of crops of at least 0, got {crops!r}")
+    return Preparation(size, channels, crops, progress, skip_corrupt)
 
 
 def fit(image: Image.Image, size: Size, name: str = "image", channels: int = 3) -> Tensor:
@@ -158,7 +173,7 @@ def load_images(
     leave out images that are damaged or too small, with a warning that lists them, instead of one ValueError
     that does. Raises ValueError for no images or no such split, too.
     """
-    how = Preparation(size, channels, crops, progress, skip_corrupt)
+    how = preparation(size, channels, crops, progress, skip_corrupt)
     if str(source) == "embedded":
         key = content_key(_embedded(split or "test"), None, how, ":embedded")
         return prepared("embedded", _rows(_crops(split or "test", size)), key, how)[0]

@@ -3,7 +3,7 @@ r"""Degradations x0 -> x1 of images: batched, on any device, differentiable wher
 Every operator maps float images (B, C, H, W) in [-1, 1] to the same shape and, but for noise, the same
 range; what is random in one draws from the generator it is given. Blur and shrinking act on rows and
 columns apart, so they are two matrices, H(X) = A_h X A_w^T, and their adjoint and inverse are exact
-(`operators`).
+(`operators`, `blurs`).
 """
 
 import dataclasses
@@ -17,62 +17,18 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from i2sb_lib.blurs import Downsample, GaussianBlur, UniformBlur
 from i2sb_lib.images import quantise, to_float, to_tensor, to_uint8
-from i2sb_lib.operators import Degradation, Separable
+from i2sb_lib.operators import Degradation
 
 LUMA = (0.299, 0.587, 0.114)
 
 
-def _filter_matrix(kernel: Tensor, n: int) -> Tensor:
-    """Filter n pixels with an odd kernel, reflecting at both ends without repeating the border."""
-    half = len(kernel) // 2
-    if half >= n:
-        raise ValueError(f"expected sides of at least {half + 1} pixels for {len(kernel)} taps, got {n}")
-    impulses = F.pad(torch.eye(n, dtype=kernel.dtype)[None], (half, half), mode="reflect")[0]
-    return sum(tap * impulses[:, i : i + n] for i, tap in enumerate(kernel)).T  # type: ignore[union-attr]
-
-
-@dataclass(frozen=True)
-class GaussianBlur(Separable):
-    """Gaussian blur, all kernel_size taps, unit gain, reflect padding; sigma in pixels."""
-
-    kernel_size: int = 7
-    sigma: float = 2.0
-
-    def matrix(self, n: int) -> Tensor:
-        x = torch.arange(self.kernel_size, dtype=torch.float64) - self.kernel_size // 2
-        kernel = torch.exp(-(x**2) / (2 * self.sigma**2))
-        return _filter_matrix(kernel / kernel.sum(), n)
-
-
-@dataclass(frozen=True)
-class UniformBlur(Separable):
-    """Box blur over kernel_size x kernel_size pixels, reflect padding."""
-
-    kernel_size: int = 9
-
-    def matrix(self, n: int) -> Tensor:
-        taps = torch.ones(self.kernel_size, dtype=torch.float64)
-        return _filter_matrix(taps / self.kernel_size, n)
-
-
-@dataclass(frozen=True)
-class Downsample(Separable):
-    """Super-resolution's inverse: shrink by `factor`, then repeat pixels to the first size.
-
-    bicubic: antialiased bicubic shrinking instead of the mean over each block.
-    """
-
-    factor: int = 4
-    bicubic: bool = False
-
-    def matrix(self, n: int) -> Tensor:
-        if n % self.factor:
-            raise ValueError(f"expected a size divisible by {self.factor}, got {n}")
-        eye = torch.eye(n, dtype=torch.float64).reshape(n, 1, 1, n)
-        mode, small = ("bicubic" if self.bicubic else "area"), (1, n // self.factor)
-        shrunk = F.interpolate(eye, size=small, mode=mode, antialias=self.bicubic)
-        return shrunk.repeat_interleave(self.factor, -1).reshape(n, n).T
+def _coloured(x: Tensor, kind: Degradation, *channels: int) -> Tensor:
+    """Return x; ValueError unless it has as many channels as the degradation is for."""
+    if x.shape[1] not in channels:
+        raise ValueError(f"expected {' or '.join(map(str, channels))} channels for {kind}, got {x.shape[1]}")
+    return x
 
 
 @dataclass(frozen=True)
@@ -132,7 +88,7 @@ class Grey(Degradation):
     linear = True
 
     def apply(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return (x * x.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True).expand_as(x)
+        return (_coloured(x, self, 3) * x.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True).expand_as(x)
 
     def adjoint(self, y: Tensor) -> Tensor:
         return y.sum(1, keepdim=True) * y.new_tensor(LUMA)[:, None, None]
@@ -145,14 +101,14 @@ class JPEG(Degradation):
     quality: int = 10
 
     def apply(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        return to_float(torch.stack([self._recode(image) for image in to_uint8(x).cpu()])).to(x)
+        pictures = to_uint8(_coloured(x, self, 1, 3)).cpu()
+        return to_float(torch.stack([self._recode(image) for image in pictures])).to(x)
 
     def _recode(self, image: Tensor) -> Tensor:
-        file = io.BytesIO()
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(
-            file, "JPEG", quality=self.quality, subsampling=2
-        )
-        return to_tensor(Image.open(file))
+        file, pixels = io.BytesIO(), image.permute(1, 2, 0).numpy()
+        picture = Image.fromarray(pixels if len(image) == 3 else pixels[..., 0])
+        picture.save(file, "JPEG", quality=self.quality, subsampling=2)
+        return to_tensor(Image.open(file), len(image))
 
 
 @dataclass(frozen=True)
@@ -230,7 +186,8 @@ class Mixture(Degradation):
         return self.degrade(x, u, noise)
 
     def degrade(self, x: Tensor, u: Tensor, noise: Tensor) -> Tensor:
-        """x1 of x (B, C, H, W) from what is random: u (B, 14) in [0, 1), and noise of x's shape."""
+        """x1 of x (B, 1 or 3, H, W) from what is random: u (B, 14) in [0, 1), and noise of x's shape."""
+        _coloured(x, self, 1, 3)
         some = u[:, 0] >= self.clean
         chances = enumerate((0.7, 0.25, 0.4, 0.4), 1)
         blurred, shrunk, noisy, coded = (some & (u[:, k] < p) for k, p in chances)

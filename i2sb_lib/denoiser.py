@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from i2sb_lib.bridge import Bridge, expand
-from i2sb_lib.degradations import DEGRADATIONS, Degradation, Separable, create_degradation
+from i2sb_lib.degradations import DEGRADATIONS, Degradation, create_degradation
 from i2sb_lib.devices import to_float64
 from i2sb_lib.networks import create_network
+from i2sb_lib.operators import Separable
 from i2sb_lib.schedule import Schedule
 
 Prediction = Literal["precond", "eps", "x0"]
@@ -141,7 +142,8 @@ class Denoiser(nn.Module):
     @property
     def stride(self) -> int:
         """What divides the height and width of what the network takes."""
-        return int(getattr(self.net, "stride", 1))
+        stride = getattr(self.net, "stride", 1)
+        return stride if isinstance(stride, int) else 1  # a layer's own has another meaning
 
     def guess(self, x1: Tensor) -> Tensor:
         """g: x1 itself, or the Tikhonov inverse of the operator that the model assumes."""

@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from i2sb_lib.degradations import GaussianBlur
+from i2sb_lib.blurs import GaussianBlur
 from i2sb_lib.images import check_images
 
 SIGMAS = torch.arange(1, 33, dtype=torch.float64) / 8  # tried one by one; a parabola goes between them

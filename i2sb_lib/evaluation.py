@@ -122,6 +122,7 @@ def check_metrics(metrics: Sequence[str] | None = None, shape: Sequence[int] | N
     Raises ValueError for one that is unknown or that images (N, 3, H, W) of this shape cannot have, and
     MetricUnavailable, with the extra to install, for one whose package is missing.
     """
+    metrics = [metrics] if isinstance(metrics, str) else metrics
     if metrics is None:
         return ["psnr", *["ssim"] * (importlib.util.find_spec("torchmetrics") is not None)]
     if unknown := set(metrics) - set(METRICS):

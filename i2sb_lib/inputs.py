@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from i2sb_lib.batches import create_degrade
 from i2sb_lib.checkpoints import Pretrained, load_pretrained
 from i2sb_lib.config import TrainConfig
-from i2sb_lib.data import load_images
+from i2sb_lib.data import load_images, sides
 from i2sb_lib.degradations import Degradation
 from i2sb_lib.denoiser import CUSTOM, Denoiser, Design, ModelConfig
 from i2sb_lib.faults import TrainingError
@@ -35,6 +36,8 @@ def inputs(
     Paths become the config's data; the size and channels of images in memory become its own. Raises
     ValueError for what does not go together.
     """
+    if (kind := torch.get_default_dtype()) != torch.float32:
+        raise TrainingError(f"expected PyTorch's default type, float32, got {kind}")
     changes: dict[str, Any] = {} if net is None else {"network": CUSTOM}
     given: Given | None = None
     if isinstance(images, str | Path):
@@ -62,8 +65,13 @@ def inputs(
         config = dataclasses.replace(config, degradation=CUSTOM, degradation_options={})
     if config.degradation == CUSTOM and not config.degraded and degrade is None:
         raise ValueError("expected degrade, or pairs, for a degradation of one's own, got none")
+    if not (degrade is None or callable(degrade)):
+        raise ValueError(f"expected degrade as a function of images, got {degrade!r}")
     # pairs are degraded already: nothing is done to them
-    return config, create_degrade(config, degrade or ((lambda x: x) if config.degraded else None)), given
+    made = create_degrade(config, degrade or ((lambda x: x) if config.degraded else None))
+    if config.degradation != CUSTOM:  # what it cannot do is refused before an image is read
+        made(torch.zeros(1, config.channels, *sides(config.size)), torch.Generator())
+    return config, made, given
 
 
 def load(config: TrainConfig) -> Given:

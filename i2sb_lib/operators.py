@@ -1,5 +1,6 @@
 """What a degradation is, and the linear ones that act on rows and columns apart, with their exact inverse."""
 
+import numbers
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from i2sb_lib.devices import to_float64
 from i2sb_lib.images import check_images
 
 PIXELS = 2**22  # inverted at a time, so that a large photograph needs little memory beside itself
+SIDE = 2**13  # pixels a side whose matrix is held whole, 512 MB
 DENSE, ROWS = 128, 32  # above so many pixels a side a matrix is applied so many of its rows at a time
 LIMITS: dict[str, tuple[float, float]] = {
     "kernel_size": (1, 255), "sigma": (1e-2, 1e3), "factor": (1, 1024), "fraction": (0, 1), "std": (0, 10),
@@ -33,8 +35,8 @@ class Degradation:
     def __post_init__(self) -> None:
         for name in vars(self).keys() & LIMITS:
             (low, high), value = LIMITS[name], getattr(self, name)
-            if not low <= value <= high:
-                raise ValueError(f"expected {name} from {low:g} to {high:g}, got {value}")
+            if not (isinstance(value, numbers.Real) and low <= float(value) <= high):
+                raise ValueError(f"expected {name} from {low:g} to {high:g}, got {value!r}")
         if (size := getattr(self, "kernel_size", 1)) % 2 == 0:
             raise ValueError(f"expected an odd kernel_size, got {size}")
 
@@ -66,6 +68,10 @@ class Separable(Degradation):
     def matrix(self, n: int) -> Tensor:
         """The operator on one side of n pixels, (n, n) float64, rows summing to one."""
         raise NotImplementedError
+
+    def band(self, n: int, start: int, stop: int) -> tuple[int, Tensor]:
+        """Rows `start` to `stop` of the matrix, and the column from which on they are given."""
+        return 0, _whole(self, n)[0][start:stop]
 
     def apply(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return self._product(x, adjoint=False)
@@ -163,6 +169,14 @@ def _kept(make: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor
 
 
 @_kept
+def _whole(op: Separable, n: int) -> tuple[Tensor, ...]:
+    """The matrix itself; ValueError where it is too large to be held."""
+    if n > SIDE:
+        raise ValueError(f"expected at most {SIDE:,} pixels a side for the matrix of {op}, got {n:,}")
+    return (op.matrix(n),)
+
+
+@_kept
 def _on_device(op: Separable, n: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
     return (op.matrix(n).to(dtype).to(device),)
 
@@ -170,10 +184,14 @@ def _on_device(op: Separable, n: int, device: torch.device, dtype: torch.dtype) 
 @_kept
 def _bands(op: Separable, n: int, dtype: torch.dtype, adjoint: bool) -> tuple[Tensor, ...]:
     """ROWS of A or A^T at a time without the zeros at both sides, after the places where the blocks begin."""
-    a = op.matrix(n).to(dtype)
-    found = [(r, r.any(0).nonzero().flatten().tolist() or [0]) for r in (a.T if adjoint else a).split(ROWS)]
-    blocks = [rows[:, seen[0] : seen[-1] + 1].clone() for rows, seen in found]
-    return torch.tensor([seen[0] for _, seen in found]), *blocks
+    starts, blocks = [], list[Tensor]()
+    for k in range(0, n, ROWS):
+        stop = min(k + ROWS, n)
+        first, rows = (0, _whole(op, n)[0].T[k:stop]) if adjoint else op.band(n, k, stop)
+        seen = rows.any(0).nonzero().flatten().tolist() or [0]
+        starts.append(first + seen[0])
+        blocks.append(rows[:, seen[0] : seen[-1] + 1].to(dtype, copy=True))
+    return torch.tensor(starts), *blocks
 
 
 def _fold(x: Tensor, dim: int) -> Tensor:
@@ -197,7 +215,7 @@ def _factors(op: Separable, n: int, device: torch.device) -> tuple[Tensor, ...]:
     Where A treats left as right, as a symmetric kernel with reflection does, even and odd vectors are two
     problems of half the size: a quarter of the work and half of the memory.
     """
-    a, parts = op.matrix(n), []
+    a, parts = _whole(op, n)[0], []
     if torch.allclose(a, a.flip(0, 1), rtol=0, atol=1e-12):
         even, a = (n + 1) // 2, _fold(_fold(a, 0), 1)
         parts = [a[:even, :even], a[even:, even:]]

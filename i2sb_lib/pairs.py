@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from i2sb_lib.data import Preparation, Size, content_key, fit, prepared
+from i2sb_lib.data import Size, content_key, fit, preparation, prepared
 from i2sb_lib.faults import warn
 from i2sb_lib.images import MODES
 from i2sb_lib.sources import open_source, split_column
@@ -35,7 +35,7 @@ def load_pairs(
     partner is listed in one ValueError, or, with skip_corrupt, left out with a warning. For the rest see
     `load_images`; crops are cut from both at the same places.
     """
-    found, how = [], Preparation(size, channels, crops, progress, skip_corrupt)
+    found, how = [], preparation(size, channels, crops, progress, skip_corrupt)
     for source in map(str, (clean, degraded)):
         files, images = open_source(source, split)
         root, names = str(Path(split_column(source)[0])), dict[str, tuple[str, Any]]()

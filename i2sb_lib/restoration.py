@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from i2sb_lib.blurs import GaussianBlur
 from i2sb_lib.config import create_pair_maker
-from i2sb_lib.degradations import GaussianBlur
 from i2sb_lib.denoiser import Denoiser
 from i2sb_lib.devices import auto_precision
 from i2sb_lib.estimation import LEAST, estimate_sigma

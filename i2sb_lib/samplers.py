@@ -4,7 +4,7 @@ The contract is one line: `denoise(xt, t) -> x0_hat` with xt (B, *D) and t (B,) 
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from operator import index
 from typing import Any, Literal, get_args
@@ -66,7 +66,8 @@ def generators(seed: int | Sequence[int], count: int) -> list[torch.Generator]:
         keys = [(_whole(seed), i) for i in range(count)]
     except TypeError:
         try:
-            keys = [(_whole(k), 0) for k in seed]  # type: ignore[union-attr]
+            ordered = not isinstance(seed, Set | Mapping | bytes)
+            keys = [(_whole(k), 0) for k in (seed if ordered else [None])]  # type: ignore[union-attr]
         except TypeError:
             raise ValueError(f"expected a whole number as seed or one for each image, got {seed!r}") from None
     if len(keys) != count:
@@ -105,6 +106,8 @@ def sample(
     trajectory and predictions. Raises ValueError for an unknown sampler, a grid that does not fall from 1
     to 0, as many generators as there are not images, and a denoiser's answer of another shape than x1's.
     """
+    if not x1.is_floating_point():
+        raise ValueError(f"expected x1 as floating-point numbers, got {x1.dtype}")
     if sampler not in get_args(Sampler):
         raise ValueError(f"expected sampler in {get_args(Sampler)}, got {sampler!r}")
     if sampler == "ode" and not float(bridge.coefficients(torch.ones(()))[1]):
@@ -141,8 +144,9 @@ def sample(
         for n in progress(steps) if progress else steps:
             t = torch.full((len(x1),), float(times[n]), device=x1.device, dtype=precision)
             x0_hat = denoise(xt, t)
-            if x0_hat.shape != x1.shape:
-                raise ValueError(f"expected x0_hat of shape {tuple(x1.shape)}, got {tuple(x0_hat.shape)}")
+            if getattr(x0_hat, "shape", None) != x1.shape:
+                got = tuple(x0_hat.shape) if isinstance(x0_hat, Tensor) else type(x0_hat).__name__
+                raise ValueError(f"expected x0_hat of shape {tuple(x1.shape)}, got {got}")
             out.nfe += 1
             xt = k0[n] * x0_hat + kt[n] * xt
             if k1[n]:

@@ -78,7 +78,7 @@ class Schedule:
 
     def grid(self, n: int, power: float = 1.0) -> Tensor:
         """n + 1 times (1 - k/n)^power from 1 down to 0, float64: uniform, or denser at the clean end."""
-        whole = isinstance(n, numbers.Integral) and not isinstance(n, bool)
+        whole = hasattr(n, "__index__") and not isinstance(n, bool) and not getattr(n, "ndim", 0)
         if not (whole and 1 <= n <= 10**6 and isinstance(power, numbers.Real) and 0 < power <= 10**6):
             got = f"both up to 10^6, got n={n!r:.40}, power={power!r:.40}"
             raise ValueError(f"a grid needs a whole number of steps, at least one, and power > 0, {got}")

@@ -251,7 +251,8 @@ def train(config: TrainConfig, resume: bool = False, **own: Any) -> dict[str, An
     `accelerate launch`, which on CPUs starts one process only and is refused.
     """
     try:
-        return _train(config, resume, own)
+        with torch.enable_grad():  # whatever the host has
+            return _train(config, resume, own)
     except (MemoryError, RuntimeError) as error:
         if not faults.is_out_of_memory(error):
             raise
@@ -265,8 +266,7 @@ def train(config: TrainConfig, resume: bool = False, **own: Any) -> dict[str, An
 def _train(config: TrainConfig, resume: bool, own: dict[str, Any]) -> dict[str, Any]:
     run, started = Trainer(config, resume, **own), time.monotonic()
     config, before, main = run.config, run.seconds, run.host.main
-    show = config.progress and main
-    metrics: dict[str, float] = {}
+    metrics, show = dict[str, float](), config.progress and main
     bar = progress(desc="training", unit="steps", show=show, total=config.steps, initial=run.step)
     stop = 0  # 1: out of time; else the number of a signal
     if run.step == config.steps:
@@ -292,9 +292,9 @@ def _train(config: TrainConfig, resume: bool, own: dict[str, Any]) -> dict[str, 
         run.writer.close()
     if stop > 1:
         if main:
-            where = (
+            said = (
                 f"stopped by {signal.Signals(stop).name} at step {run.step} of {config.steps}, which is saved"
             )
-            print(f"{where}; go on with: i2sb train --resume --out {config.out}", file=sys.stderr, flush=True)
+            print(f"{said}; go on with: i2sb train --resume --out {config.out}", file=sys.stderr, flush=True)
         faults.pass_on(stop)
     return {**run.record(), **metrics, "finished": run.step >= config.steps}

@@ -305,6 +305,31 @@ def test_errors():
             call(0.5, x, x[:, :1])
     with pytest.raises(ValueError, match=r"x0 and noise must have one shape"):
         bridge.q_sample(0.5, x, x, x[:1])
+    with pytest.raises(ValueError, match=r"x0 and xt must have one shape"):
+        bridge.p_mean_var(0.2, 0.5, x, x[:1])
+
+
+def test_what_is_no_bridge_is_refused():
+    bridge, pictures = I2SB["symmetric"], torch.full((2, 3, 2, 2), 200, dtype=torch.uint8)
+    for call in (bridge.q_mean_var, bridge.q_sample, bridge.target, bridge.predict_x0):
+        with pytest.raises(ValueError, match=r"floating-point numbers, .* got torch\.uint8"):
+            call(0.5, pictures, pictures)
+    for eta in (-1.0, 1.5, float("nan")):
+        with pytest.raises(ValueError, match="expected eta from 0 to 1, got"):
+            bridge.step(0.2, 0.4, eta)
+    for noise in (-0.1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="finite noise of at least 0"):
+            Bridge.indi(noise)
+    with pytest.raises(ValueError, match="finite beta_min and beta_max"):
+        Bridge.ddbm_vp(beta_min=-1.0)
+    with pytest.raises(TypeError):
+        Bridge.ddbm_vp(0.1, 2.1)  # which of the two is which?
+
+
+def test_a_step_takes_floats():
+    bridge = I2SB["symmetric"]
+    tensors = bridge.step(torch.tensor(0.2, dtype=torch.float64), torch.tensor(0.4, dtype=torch.float64), 0.5)
+    assert bridge.step(0.2, 0.4, 0.5) == tensors
 
 
 @every_bridge

@@ -121,7 +121,8 @@ DAMAGES = {
         "255",
     ),
     "no dropout": (lambda f: _rewrite(f, model={"dropout": float("nan")}), "dropout from 0"),
-    "infinite beta": (lambda f: _rewrite(f, model={"beta_max": float("inf")}), "finite beta_min"),
+    "infinite beta": (lambda f: _rewrite(f, model={"beta_max": float("inf")}), "beta_max above 0, got inf"),
+    "a yes in words": (lambda f: _rewrite(f, model={"cond_x1": "no"}), "expected cond_x1 as bool, got 'no'"),
     "no moments": (lambda f: _rewrite(f, model={"moments": [1, float("nan"), 0]}), "moments of two"),
     "another shape": (
         lambda f: _weights(f, lambda w: w.update({_first(w): torch.zeros(3, 5)})),
@@ -191,7 +192,24 @@ def test_shapes_are_known_before_a_weight_takes_memory(folder, monkeypatch):
 
 def test_a_flag_that_is_a_number_widens_no_network(folder):
     _rewrite(folder, model={"cond_x1": 10**9})
-    assert load_pretrained(folder, "cpu").denoiser.net.first.in_channels == 6
+    with pytest.raises(ValueError, match="expected cond_x1 as bool, got 1000000000"):
+        load_pretrained(folder, "cpu")
+
+
+def test_a_device_that_is_none_is_refused_before_weights_are_read(folder, monkeypatch):
+    monkeypatch.setattr(checkpoints, "_weights", lambda *a: pytest.fail("weights were read"))
+    with pytest.raises(ValueError, match="expected a device that is here, got gpu"):
+        load_pretrained(folder, "gpu")
+
+
+def test_weights_are_float32_whatever_the_host_s_default_is(folder):
+    torch.set_default_dtype(torch.float64)
+    try:
+        model = load_pretrained(folder, "cpu")
+        assert model.restore(torch.zeros(1, 3, 16, 16), 2).isfinite().all()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
 def test_a_record_may_be_empty_or_absent(folder):

@@ -20,6 +20,7 @@ from test_faults import limited_files
 from i2sb_lib import data
 from i2sb_lib import pixels as pixels_module
 from i2sb_lib.data import embedded_photographs, fingerprint, fit, load_images
+from i2sb_lib.pairs import load_pairs
 
 
 def png(image: Image.Image) -> bytes:
@@ -270,3 +271,26 @@ def test_the_book_s_training_photographs(shared_data, tmp_path):
     assert images.shape == (first.metadata.num_rows, 3, 64, 64)
     row = first.read_row_group(0, ["image"])["image"][0].as_py()["bytes"]
     assert torch.equal(images[0], pixels(Image.open(io.BytesIO(row))))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"size": 0}, "size of at least 1, or height and width, got 0"),
+        ({"size": 16.0}, r"size .* got 16\.0"),
+        ({"size": None}, "size .* got None"),
+        ({"size": True}, "size .* got True"),
+        ({"size": (1, 2, 3)}, r"size .* got \(1, 2, 3\)"),
+        ({"crops": -1}, "crops of at least 0, got -1"),
+        ({"channels": 2}, "expected 1, 3 or 4 channels, got 2"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_in_a_sentence(options, words, tmp_path):
+    for load, sources in ((load_images, (tmp_path,)), (load_pairs, (tmp_path, tmp_path))):
+        with pytest.raises(ValueError, match=words):
+            load(*sources, **options)
+
+
+def test_numpy_s_numbers_are_numbers(tmp_path):
+    photograph(0).save(tmp_path / "a.png")
+    assert torch.equal(load_images(tmp_path, size=np.int64(16)), load_images(tmp_path, size=16))

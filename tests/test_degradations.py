@@ -372,6 +372,10 @@ def test_gradients_flow_even_after_inference_mode():
         (lambda: ops.GaussianBlur()(to_uint8(smooth())), "got torch.uint8"),
         (lambda: ops.GaussianBlur()(smooth() * 255), "expected values in [-1, 1], got ["),
         (lambda: ops.JPEG().adjoint(smooth()), "JPEG(quality=10) is not linear and has no adjoint"),
+        (lambda: ops.create_degradation("blur-gauss", sigma="2"), "sigma from 0.01 to 1000, got '2'"),
+        (lambda: ops.JPEG()(torch.zeros(1, 4, 8, 8)), "expected 1 or 3 channels for JPEG(quality=10), got 4"),
+        (lambda: ops.Mixture()(torch.zeros(1, 4, 8, 8)), "expected 1 or 3 channels for Mixture(sigma=3.0"),
+        (lambda: ops.Grey()(torch.zeros(1, 1, 8, 8)), "expected 3 channels for Grey(), got 1"),
     ],
 )
 def test_errors_are_one_clear_sentence(call, message):
@@ -379,6 +383,15 @@ def test_errors_are_one_clear_sentence(call, message):
         call()
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_one_channel_is_encoded_as_grey():
+    x = smooth(16, 24)[:1].mean(1, keepdim=True)
+    file = io.BytesIO()
+    Image.fromarray(to_uint8(x)[0, 0].numpy()).save(file, "JPEG", quality=30)
+    assert torch.equal(to_uint8(ops.JPEG(30)(x))[0, 0], torch.from_numpy(np.array(Image.open(file))))
+    mixed = ops.Mixture(clean=0.0)(x.repeat(6, 1, 1, 1), torch.Generator().manual_seed(0))
+    assert mixed.shape == (6, 1, 16, 24)
 
 
 def test_grey_is_pillow_s_luma_in_all_channels():

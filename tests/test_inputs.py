@@ -10,10 +10,12 @@ from PIL import Image
 from torch import nn
 
 import i2sb_lib
+from i2sb_lib import training as loop
 from i2sb_lib.batches import Own
 from i2sb_lib.checkpoints import Pretrained
 from i2sb_lib.cli import main
 from i2sb_lib.config import TrainConfig
+from i2sb_lib.denoiser import Denoiser, ModelConfig
 from i2sb_lib.faults import TrainingError
 from i2sb_lib.images import to_float, to_image
 from i2sb_lib.training import Trainer, train
@@ -140,6 +142,48 @@ def test_a_run_on_images_of_one_s_own_resumes_to_the_same_bits(tmp_path):
     assert all(torch.equal(first[k], second[k]) for k in first)
     with pytest.raises(TrainingError, match="was made with other images"):
         train(config(tmp_path / "b"), resume=True, images=images(3, 8, 8, seed=1), degrade=own["degrade"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "own", "message"),
+    [
+        ({"channels": 4, "degradation": "jpeg"}, {}, "expected 1 or 3 channels for JPEG"),
+        ({"channels": 1, "degradation": "grey"}, {}, "expected 3 channels for Grey"),
+        ({"degradation": "sr4x-pool", "size": 18}, {}, "a size divisible by 4, got 18"),
+        ({}, {"degrade": "blur"}, "degrade as a function of images, got 'blur'"),
+    ],
+)
+def test_what_a_degradation_cannot_do_is_refused_before_an_image_is_read(
+    changes, own, message, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(loop, "load", lambda *a: pytest.fail("images were read"))
+    with pytest.raises(ValueError, match=message):
+        train(config(tmp_path, **changes), **own)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_does_not_depend_on_what_its_host_has_set(tmp_path):
+    own = {"images": images(3), "degrade": halve}
+    train(config(tmp_path / "a"), **own)
+    with torch.no_grad():
+        train(config(tmp_path / "b"), **own)
+    first, second = (i2sb_lib.load_pretrained(tmp_path / n / "run").denoiser.state_dict() for n in "ab")
+    assert all(torch.equal(first[k], second[k]) for k in first)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pytest.raises(TrainingError, match=r"default type, float32, got torch\.float64"):
+            train(config(tmp_path / "c"), **own)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_a_layer_s_stride_is_not_a_network_s():
+    class Layer(nn.Conv2d):
+        def forward(self, planes, t):
+            return super().forward(planes)
+
+    design = {"network": "custom", "degradation": "custom"}
+    assert Denoiser(ModelConfig(**design), Layer(6, 3, 3, padding=1)).stride == 1
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,20 @@ def test_a_large_side_s_bands_are_its_matrix(op, dtype, atol, monkeypatch):
     assert len(used) == 4
 
 
+def test_a_side_of_any_length_is_blurred_and_its_matrix_is_never_held(monkeypatch):
+    monkeypatch.setattr(GaussianBlur, "matrix", lambda self, n: pytest.fail("a matrix") if n > 200 else None)
+    x = torch.rand(1, 3, 30_000, 5, dtype=F64) * 2 - 1  # 7 GB of matrix
+    y = GaussianBlur(9, 1.5)(x)
+    monkeypatch.undo()
+    for top in (0, 12_345, 29_800):  # the two borders, and somewhere
+        part = GaussianBlur(9, 1.5)(x[:, :, top : top + 200])
+        inside = slice(0 if top == 0 else 4, 200 if top == 29_800 else 196)
+        torch.testing.assert_close(y[:, :, top : top + 200][:, :, inside], part[:, :, inside])
+    for refused in (GaussianBlur().inverse, GaussianBlur().adjoint):
+        with pytest.raises(ValueError, match=r"at most 8,192 pixels a side .* got 30,000"):
+            refused(x)
+
+
 def test_an_inverse_needs_a_finite_weight_that_is_not_negative():
     for lam in (-1e-9, float("inf"), float("nan")):
         with pytest.raises(ValueError, match=f"expected a finite weight of at least 0, got {lam}"):

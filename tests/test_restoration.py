@@ -463,6 +463,9 @@ def test_other_input_is_refused_with_what_it_was(model, bad, words):
         ({"seed": 1.5}, r"got 1\.5"),
         ({"seed": "0"}, "got '0'"),
         ({"seed": [1, 2.0]}, r"got \[1, 2\.0\]"),
+        ({"seed": {1, 2}}, r"got \{1, 2\}"),  # of which image is which?
+        ({"seed": {0: 1, 1: 2}}, r"got \{0: 1"),
+        ({"seed": b"ab"}, "got b'ab'"),
         ({"seed": [1]}, "expected 2 seeds, one for each image, got 1"),
         ({"batch_size": 0}, "batch_size of at least 1, got 0"),
         ({"batch_size": 2.5}, r"whole batch_size of at least 1, got 2\.5"),

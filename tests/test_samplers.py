@@ -219,6 +219,10 @@ def test_no_graph_is_kept():
 def test_errors(options, message):
     with pytest.raises(ValueError, match=message):
         sample(bend, BRIDGE, torch.zeros(1, 2), **options)
+    with pytest.raises(ValueError, match=r"of shape \(1, 2\), got NoneType"):
+        sample(lambda xt, t: None, BRIDGE, torch.zeros(1, 2))
+    with pytest.raises(ValueError, match=r"floating-point numbers, got torch\.uint8"):
+        sample(bend, BRIDGE, torch.zeros(1, 2, dtype=torch.uint8))
     with pytest.raises(ValueError, match=r"for a diffusion take sde or dbim"):
         sample(bend, Bridge.diffusion(), torch.zeros(1, 2), sampler="ode")
 

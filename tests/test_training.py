@@ -130,6 +130,7 @@ BAD = ["holdout 0", "accumulate 0", "device 'tpu'", "eval_every 0",
        "batch_size -4", "steps -5", "clip 0.0", "tikhonov -1.0", "ema 2.0",
        "seed None", "lr float('nan')", "noise float('inf')", "steps 2.5", "size '64'", "minutes '5'",
        "compile 'no'", "process 'gan'", "precision 'fp8'", "data None", "degradation_options 7",
+       "steps True", "lr True", "ot_ode 'no'", "size ()",
        "seed 2**63", "steps 10**400", "lr 10**400", "warmup 2**63"]  # fmt: skip
 
 
