@@ -75,13 +75,13 @@ def fit(image: Image.Image, size: Size, name: str = "image", channels: int = 3) 
 
     Raises ValueError where the image is smaller than that: enlarging would invent a clean image.
     """
-    height, width = sides(size)
+    image, (height, width) = to_rgb(image, channels == 4), sides(size)  # upright before it is measured
     if image.height < height or image.width < width:
         raise ValueError(f"{name}: expected at least {height}x{width} pixels, got {image.size[::-1]}")
     scale = min(image.height / height, image.width / width)
     h, w = round(height * scale), round(width * scale)
     left, top = (image.width - w) // 2, (image.height - h) // 2
-    image = to_rgb(image, channels == 4).crop((left, top, left + w, top + h))
+    image = image.crop((left, top, left + w, top + h))
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.LANCZOS)
     return to_tensor(image, channels)

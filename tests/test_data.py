@@ -20,7 +20,8 @@ from test_faults import limited_files
 from i2sb_lib import data
 from i2sb_lib import pixels as pixels_module
 from i2sb_lib.data import embedded_photographs, fingerprint, fit, load_images
-from i2sb_lib.pairs import load_pairs
+from i2sb_lib.images import open_image
+from i2sb_lib.pairs import as_images, load_pairs
 
 
 def png(image: Image.Image) -> bytes:
@@ -69,6 +70,27 @@ def test_resizing_is_pillows_lanczos_on_the_central_square():
     square = photo.crop((22, 0, 278, 256))
     assert torch.equal(fit(photo, 64), pixels(square.resize((64, 64), Image.Resampling.LANCZOS)))
     assert torch.equal(fit(square, 256), pixels(square))
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "tiff"])
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_a_picture_in_memory_is_measured_upright(kind, turn, tmp_path):
+    """As Pillow opens it, as torchvision converts it, and as our own reading has it: one picture."""
+    exif = Image.Exif()
+    exif[274] = turn
+    file = tmp_path / f"a.{kind}"
+    photograph(turn, 40, 60).save(file, exif=exif)
+    upright = open_image(file)
+    assert upright.size == ((60, 40) if turn < 5 else (40, 60))
+    for size in (32, upright.size[::-1]):  # the second fits only one way round
+        want = fit(upright, size)
+        converted = Image.open(file).convert("RGB")
+        for pair in ((Image.open(file), converted), (upright, Image.open(file))):
+            assert all(torch.equal(x[0], want) for x in as_images([pair], size, 3))
+        assert torch.equal(load_images(file, size=size)[0], want)
+    with pytest.raises(ValueError, match=rf"at least 41x41 pixels, got \({upright.height}, "):
+        fit(Image.open(file), 41)
+    assert load_images(file, size=20, crops=2).shape == (2, 3, 20, 20)
 
 
 def test_every_image_that_cannot_be_used_is_named_or_left_out_with_a_list(tmp_path, monkeypatch):
