@@ -193,10 +193,13 @@ def to_tensor(image: Image.Image, channels: int = 3) -> Tensor:
 
 
 def to_image(x: Tensor) -> Image.Image:
-    """One (C, H, W) image, uint8 or float in [-1, 1], as Pillow has it: mode L, RGB or RGBA."""
-    x = x if x.dtype == torch.uint8 else to_uint8(x)
+    """One (C, H, W) image, uint8 or float in [-1, 1], as Pillow has it: mode L, RGB or RGBA.
+
+    Raises ValueError for another shape, and for floats beyond that range, as `check_images` has it.
+    """
     if x.ndim != 3 or len(x) not in MODES:
         raise ValueError(f"expected an image (1, 3 or 4, H, W), got shape {tuple(x.shape)}")
+    x = x if x.dtype == torch.uint8 else to_uint8(check_images(x[None], "image")[0])
     pixels = x.permute(1, 2, 0).cpu().numpy()
     return Image.fromarray(pixels[..., 0] if len(x) == 1 else pixels)
 
@@ -234,8 +237,9 @@ def save_image(x: Tensor, path: str | Path | BinaryIO, source: str | None = None
 
     By its suffix, one of SUFFIXES: JPEG at quality 95 with full chroma, all others without loss. A
     stream that is open for writing gets a PNG. source: the name of the file that it was made from, for
-    which `is_ours` then knows it by its EXIF (which BMP and PPM do not hold). Raises ValueError for another
-    suffix, whose format could not keep that promise, and for opacity in a format that has none.
+    which `is_ours` then knows it by its EXIF (which BMP and PPM do not hold). Raises ValueError for
+    another suffix, whose format could not keep that promise, for opacity in a format that has none, and
+    for what `to_image` refuses.
     """
     image = to_image(x)
     if not isinstance(path, str | os.PathLike):

@@ -22,6 +22,7 @@ from i2sb_lib.images import (
     quantise,
     save_image,
     to_float,
+    to_image,
     to_tensor,
     to_uint8,
 )
@@ -352,6 +353,25 @@ def test_saving_is_exact_and_atomic(picture, tmp_path, monkeypatch):
         save_image(-x, path)
     assert path.read_bytes() == before
     assert [f.name for f in tmp_path.iterdir()] == ["out.png"]
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("value", "got"),
+    [(float("nan"), "nan, nan"), (255, "0, 255"), (-float("inf"), "-inf, 0"), (1.6, "0, 1.6")],
+)
+def test_floats_that_are_no_picture_are_not_saved(value, got, kind, tmp_path):
+    x = torch.zeros(3, 4, 4, dtype=kind)
+    save_image(x, tmp_path / "a.png")
+    x[1, 2, 3] = value
+    for path in (tmp_path / "a.png", io.BytesIO()):
+        with pytest.raises(ValueError, match=rf"expected values in \[-1, 1\], got \[{got}\]"):
+            save_image(x, path)
+    assert to_tensor(open_image(tmp_path / "a.png")).unique().tolist() == [128]  # what was there stays
+    with pytest.raises(ValueError, match=r"expected values in \[-1, 1\]"):
+        to_image(x)
+    save_image(torch.full((3, 4, 4), 1.4, dtype=kind), tmp_path / "a.png")  # noise may lead so far
+    assert to_tensor(open_image(tmp_path / "a.png")).unique().tolist() == [255]
 
 
 @pytest.mark.parametrize(
