@@ -151,14 +151,16 @@ def _eight_bits(image: Image.Image, deep: bool) -> Image.Image:
     deep: the file has 16 bits a colour, of which Pillow keeps the high bytes.
     """
     grey, key = image.mode[0] in "IF", image.info.get("transparency")
-    tags = getattr(image, "tag_v2", {})  # of a TIFF: 258 bits a sample, 262 whether 0 is white, 284 planes
+    # a TIFF's: 258 bits a sample, 262 whether 0 is white, 284 planes, 339 signed or float samples
+    tags = getattr(image, "tag_v2", {})
     if 16 in tags.get(258, ()) and (tags.get(284), tags.get(259, 1)) == (2, 1):  # 259: not compressed
         raise ValueError("expected a pixel's colours together, got 16-bit planes, which Pillow scrambles")
-    if not (grey or deep):
-        return image
-    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+    unsigned = set(tags.get(339, (1,))) == {1} and (image.mode != "I" or image.format in ("PNG", "PPM"))
+    if image.mode == "F" or not unsigned:
         what = "floats" if image.mode == "F" else "signed or 32-bit integers"
         raise ValueError(f"expected 8 or 16 bits a pixel, got {what}, whose white is not known")
+    if not (grey or deep):
+        return image
     pixels, bits = np.asarray(image if grey else image.convert("RGB")), tags.get(258, (16,))[0]
     if bits == 16 and 0 < pixels.max() < (4096 if grey else 16 + (image.format == "PPM")):
         raise ValueError("expected 16 bits a pixel in use, got at most 12, whose white is not known")

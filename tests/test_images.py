@@ -14,6 +14,7 @@ from conftest import photograph
 from PIL import Image
 
 from i2sb_lib import images
+from i2sb_lib.data import fit
 from i2sb_lib.folders import is_hidden, list_images, tally
 from i2sb_lib.images import (
     check_images,
@@ -299,6 +300,36 @@ def test_pixels_of_no_known_scale_are_refused_by_name(tmp_path):
             open_image(tmp_path / name)
     with pytest.raises(ValueError, match="signed or 32-bit integers, whose white"):
         to_tensor(Image.fromarray(wide * 1000))
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("photometric", ["minisblack", "miniswhite", "rgb"])
+def test_a_tiff_of_signed_or_float_samples_is_refused(order, photometric, tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    shape = (4, 6, 3) if photometric == "rgb" else (4, 6)
+    for kind in ("i1", "i2", "i4", "i8", "f2", "f4", "f8", "u4", "u8", "c8", "u1"):
+        pixels_ = np.arange(np.prod(shape)).reshape(shape).astype(order + kind)
+        file = tmp_path / f"{kind}.tif"
+        tifffile.imwrite(file, pixels_, photometric=photometric, byteorder=order)
+        if kind == "u1":
+            assert to_tensor(open_image(file)).max() == (
+                255 if photometric == "miniswhite" else pixels_.max()
+            )
+            continue
+        with pytest.raises(ValueError, match=f"{kind}.tif: expected an image"):
+            open_image(file)
+        with pytest.raises((ValueError, Image.UnidentifiedImageError)):  # as users open them
+            fit(Image.open(file), 4)
+
+
+def test_signed_bytes_are_refused_by_name(tmp_path):
+    for values in ([128, 255, 0, 127], [0, 127, 9, 9]):
+        (tmp_path / "signed.tif").write_bytes(raw_tiff(bytes(values), bits=8, sign=2).getvalue())
+        with pytest.raises(
+            ValueError, match=r"signed\.tif: .*got signed .*integers, whose white is not known"
+        ):
+            open_image(tmp_path / "signed.tif")
+    assert levels(raw_tiff(bytes(values), bits=8, sign=1)) == values
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpeg", "bmp", "webp", "tiff"])
