@@ -124,6 +124,9 @@ def to_rgb(image: Image.Image, alpha: bool = False) -> Image.Image:
         raise ValueError(f"expected a picture with pixels, got {image.width} x {image.height}")
     image.load()
     image.filename = name  # type: ignore[attr-defined]
+    for few, step in (("'L;2'", 85), ("'L;4'", 17)):  # 2 and 4 bits: Pillow scales the pixels, not their key
+        if any(few in part for part in tile) and "transparency" in image.info:
+            image.info["transparency"] = (image.info["transparency"] & 255 // step) * step
     try:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # malformed tags do not make a picture bad
@@ -166,7 +169,6 @@ def _eight_bits(image: Image.Image, deep: bool) -> Image.Image:
         raise ValueError("expected 16 bits a pixel in use, got at most 12, whose white is not known")
     warn(_DEEP)
     if not grey:
-        image = image.copy()
         image.info |= {"transparency": tuple(v >> 8 for v in key)} if isinstance(key, tuple) else {}
         return image
     table = np.linspace(0, 255, 2**bits).round().astype(np.uint8)

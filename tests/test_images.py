@@ -219,14 +219,18 @@ def test_grey_black_and_white_and_cmyk(picture):
     assert (cmyk.mean((1, 2)) - torch.tensor([255.0, 0, 0])).abs().max() < 8
 
 
-def raw_png(rows, kind, transparent):
-    """A PNG of 16 bits: grey (kind 0) or colour (2), with one transparent value."""
+def raw_png(rows, kind, transparent, bits=16):
+    """A PNG whose depth can be chosen: grey (kind 0) or colour (2), with one transparent value."""
 
     def chunk(name, data):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
-    lines = b"".join(b"\0" + np.array(row, dtype=">u2").tobytes() for row in rows)
-    size = (len(rows[0]) // (3 if kind else 1), len(rows), 16, kind, 0, 0, 0)
+    def packed(row):
+        digits = "".join(f"{value:0{bits}b}" for value in row)
+        return int(digits.ljust(-len(digits) % 8 + len(digits), "0"), 2).to_bytes(-(-len(digits) // 8), "big")
+
+    lines = b"".join(b"\0" + packed(row) for row in rows)
+    size = (len(rows[0]) // (3 if kind else 1), len(rows), bits, kind, 0, 0, 0)
     parts = [
         (b"IHDR", struct.pack(">IIBBBBB", *size)),
         (b"tRNS", np.array(transparent, dtype=">u2").tobytes()),
@@ -300,6 +304,47 @@ def test_pixels_of_no_known_scale_are_refused_by_name(tmp_path):
             open_image(tmp_path / name)
     with pytest.raises(ValueError, match="signed or 32-bit integers, whose white"):
         to_tensor(Image.fromarray(wide * 1000))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_a_transparent_level_is_clear_at_every_depth_and_nothing_else_is(bits):
+    top = 2**bits - 1
+    values = sorted({0, 1, top // 3, top // 2, top})
+    for key in values:
+        opacity = [0 if v == key else 255 for v in values]
+        file = raw_png(
+            [values], 0, key + 2**bits * (bits in (2, 4, 8)), bits
+        )  # a key's high bits do not count
+        image = Image.open(file)
+        for _ in range(2):  # once decoded it is the same picture
+            rgba = to_tensor(image, 4)[:, 0]
+            assert rgba[0].tolist() == [round(v * 255 / top) for v in values]
+            assert rgba[3].tolist() == opacity, (key, values)
+        assert levels(file) == [255 if v == key else round(v * 255 / top) for v in values]
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_transparent_colour_is_clear_at_every_depth(bits):
+    one = 2 ** (bits - 8)
+    row = [255 * one, 0, 0, 100 * one, 2 * one, 3 * one]
+    image = Image.open(raw_png([row], 2, row[3:], bits))
+    for _ in range(2):
+        assert to_tensor(image, 4)[:, 0].T.tolist() == [[255, 0, 0, 255], [100, 2, 3, 0]]
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_transparent_palette_entries_of_every_depth(bits, tmp_path):
+    colours = [[i, 100 + i, 200 + i] for i in range(min(2**bits, 5))]
+    image = Image.new("P", (len(colours), 1))
+    image.putpalette([value for colour in colours for value in colour])
+    image.putdata(range(len(colours)))
+    for clear in (0, 1, bytes([9, 255, 0, 1, 128][: len(colours)])):
+        image.save(tmp_path / "a.png", bits=bits, transparency=clear)
+        opacity = (
+            list(clear) if isinstance(clear, bytes) else [255 * (i != clear) for i in range(len(colours))]
+        )
+        found = to_tensor(Image.open(tmp_path / "a.png"), 4)[:, 0].T.tolist()
+        assert found == [[*colour, a] for colour, a in zip(colours, opacity, strict=True)]
 
 
 @pytest.mark.parametrize("order", "<>")
