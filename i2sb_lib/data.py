@@ -165,8 +165,8 @@ def load_images(
 ) -> Tensor:
     """All images of a source as uint8 (N, channels, height, width), in a fixed order.
 
-    source: see the module's first lines. split: "train", "validation" or "test"; None takes the
-    only split there is, else test, else validation ("embedded": test). size: one number, or height and
+    source: see the module's first lines. split: "train", "validation", "test" or "all"; None takes
+    the only split there is, else test, else validation ("embedded": test). size: one number, or height and
     width. crops: so many random crops of that size from each image, in place of its centre made small.
     Files are prepared once and, where it can be written, kept in `cache_dir()` under a hash of their
     content; a cache file is complete or absent, and mapped into memory, which it may exceed. skip_corrupt:

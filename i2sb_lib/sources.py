@@ -22,9 +22,9 @@ from i2sb_lib.images import MAX_BYTES, SUFFIXES, open_image, unreadable
 HUB_REVISIONS = {"korexyz/celeba-hq-256x256": "42078a1fb27b6079eaab8cf453efd3d79a8b7bda"}
 
 Pictures = Iterable[tuple[str, Callable[..., Image.Image]]]  # a name, and what opens the picture (as RGBA)
-_SPLIT = re.compile(
-    r"(?i)(?:^|/)(train|val|test|(?:train|test)ing|valid(?:ation)?)(?:set|[ab])?(?=$|[-_./\d])"
-)
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")  # between separators, digits and changes of case
+_SPLIT = re.compile(r"(?i)(?:train(?:ing|val)?|test(?:ing)?|val(?:id(?:ation)?)?)(?:set|[ab])?")
+_SPLITS = {"tra": "train", "val": "validation", "tes": "test"}
 
 
 def split_column(source: str) -> tuple[str, str]:
@@ -77,33 +77,45 @@ def _say_left(source: str | Path, files: list[Any], skipped: Counter[str]) -> No
         warn(f"{source}: left out {tally(skipped)}")
 
 
+def _split_of(name: str) -> str:
+    """The split that a path names: that of its first part with the words of just one; "" for none."""
+    for part in name.split("/"):
+        found = {_SPLITS[word[:3].lower()] for word in _WORD.findall(part) if _SPLIT.fullmatch(word)}
+        if len(found) == 1:
+            return found.pop()
+    return ""
+
+
 def _of_split(names: list[str], split: str | None, source: str) -> list[int]:
-    """Positions of one split's files, by the first part of each name that starts with a split's name.
+    """Positions of one split's files, by the words of their names: X_train_HR, "Test images", valSet2.
 
     The split that is asked for, or the only one, or test, or validation; all files of a source without
-    splits, which is training data unless nothing is asked for. There are splits only where every file
-    belongs to one: beside others, a folder called train is a class of trains.
+    splits, which is training data unless nothing or "all" is asked for. There are splits only where every
+    file belongs to one: beside others, a folder called train is a class of trains. Two splits beside
+    others may be that or not: there test, validation or all has to be asked for.
     """
-    parts = [_SPLIT.findall(n) for n in names]
-    full = {"tra": "train", "val": "validation", "tes": "test"}
-    tags = [full[p[0][:3].lower()] if p else "" for p in parts]
-    counts = Counter(tags)
-    outside, known = counts.pop("", 0), sorted(counts)
-    if outside and len(known) > 1:
-        where = f"{outside} outside them, as in {names[tags.index('')]!r}"
+    counts = Counter(tags := [_split_of(n) for n in names])
+    outside, known = counts[""], sorted(filter(None, counts))
+    unclear = outside and len(known) > 1
+    options = ", ".join(k for k in known if not (unclear and k == "train"))
+    way = f"give one folder as the source, or, to evaluate, --split {options} or all"
+    if unclear and split in (None, "train"):
+        where = f"{outside} outside them, as in {names[tags.index('')]!r}: {way}"
         raise ValueError(f"{source}: expected all files in splits, or none, got splits {known} and {where}")
-    if outside or not known:
-        if split not in (None, "train"):
+    if split == "all" or not known or (outside and not unclear):
+        if split not in (None, "train", "all"):
             raise ValueError(f"{source}: expected split {split!r}, got no splits: leave it out to take all")
-        for name in known:
-            one = f"{counts[name]} under the name of {name!r}, which is no split beside the others"
-            warn(f"{source}: took all {len(names)} files, {one}")
+        alike = sorted(set(re.findall("train|test|val", " ".join(names).lower())))
+        said = [f"{counts[k]} under the name of {k!r}, which is no split beside the others" for k in known]
+        said += [f"though their names hold {' and '.join(alike)}: none is a split"] * (len(alike) > 1)
+        if said and split != "all":
+            warn(f"{source}: took all {len(names)} files, {said[0]}")
         return list(range(len(names)))
     wanted = [split] if split else [*(known if len(known) == 1 else []), "test", "validation"]
     found = next((w for w in wanted if w in known), None)
     if found is None:
-        raise ValueError(f"{source}: expected split {split or 'test'!r}, got splits {known}")
-    if rest := ", ".join(f"{k!r} ({counts[k]})" for k in known if k != found):
+        raise ValueError(f"{source}: expected split {split or 'test'!r}, got splits {known}: {way}")
+    if rest := ", ".join(f"{k or 'no split'!r} ({counts[k]})" for k in sorted(counts) if k != found):
         warn(f"{source}: took split {found!r} ({counts[found]}), left {rest}")
     return [i for i, tag in enumerate(tags) if tag == found]
 

@@ -100,7 +100,22 @@ def test_folders_and_shards_named_after_splits(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "names", [("train_images", "test_images"), ("all/train", "all/test"), ("Train", "val")]
+    "names",
+    [
+        ("train_images", "test_images"),
+        ("all/train", "all/test"),
+        ("Train", "val"),
+        ("X_train_HR", "X_valid_HR"),
+        ("DIV2K_train_LR_bicubic/X2", "DIV2K_valid_LR_bicubic/X2"),
+        ("Train images", "Test images"),
+        ("ImagesTrain", "ImagesTest"),
+        ("HR.TRAIN", "HR.VALIDATION"),
+        ("my-trainingSet2", "my-testingSet2"),
+        ("train_test_split/train", "train_test_split/test"),
+        ("trainval", "test2007"),
+        ("train/test_tubes", "test/train_wagons"),
+        ("traina", "testa"),
+    ],
 )
 def test_splits_are_never_mixed(tmp_path, names):
     counts = dict(zip(names, (3, 2), strict=True))
@@ -146,10 +161,43 @@ class TestSplits:
             with pytest.raises(ValueError, match="'test', got no splits"):
                 load_images(source, "test", 16)
 
-    def test_two_of_them_beside_other_images_are_refused(self, tmp_path):
-        spread(tmp_path, ["train/a.png", "test/b.png", "extra/c.png"])
-        with pytest.raises(ValueError, match=r"got splits \['test', 'train'\] and 1 outside.*'extra'"):
+    def test_two_of_them_beside_other_images_are_refused_unless_one_is_named(self, tmp_path):
+        """Class folders, or splits with more beside them: who wants which says so."""
+        spread(tmp_path, ["training_day/a.png", "test_drive/b.png", "test_drive/c.png", "car/d.png"])
+        way = "give one folder as the source, or, to evaluate, --split test or all"
+        for split in ("train", None):  # training asks for "train" by itself
+            with pytest.raises(
+                ValueError, match=r"got splits \['test', 'train'\] and 1 outside.*'car'"
+            ) as caught:
+                load_images(tmp_path, split, 16)
+            assert str(caught.value).endswith(f": {way}")
+        assert heard(tmp_path, "all") == (4, [])
+        assert heard(tmp_path, "test") == (2, ["took split 'test' (2), left 'no split' (1), 'train' (1)"])
+        with pytest.raises(
+            ValueError, match=r"split 'validation', got splits \['test', 'train'\]: .*test or all"
+        ):
+            load_images(tmp_path, "validation", 16)
+
+    def test_a_split_that_is_not_there_is_refused_with_those_that_are(self, tmp_path):
+        spread(tmp_path, ["X_valid_HR/a.png", "X_test_HR/b.png"])
+        way = "give one folder as the source, or, to evaluate, --split test, validation or all"
+        with pytest.raises(ValueError, match=rf"'train', got splits \['test', 'validation'\]: {way}$"):
             load_images(tmp_path, "train", 16)
+        assert heard(tmp_path, "all") == (2, [])
+
+    @pytest.mark.parametrize("names", [("trainimages", "testimages"), ("train_val", "hold-out")])
+    def test_names_that_only_look_like_splits_are_taken_whole_and_it_is_said(self, tmp_path, names):
+        spread(tmp_path, [f"{name}/{i}.png" for name in names for i in range(2)])
+        alike = "test and train" if "testimages" in names else "train and val"
+        said = f"took all 4 files, though their names hold {alike}: none is a split"
+        assert heard(tmp_path, "train") == heard(tmp_path) == (4, [said])
+
+    @pytest.mark.parametrize(
+        "names", [("latest", "older"), ("valley", "peak"), ("Strain", "rest"), ("trainer", "car")]
+    )
+    def test_words_that_hold_a_split_s_name_are_words(self, tmp_path, names):
+        spread(tmp_path, [f"{name}/{i}.png" for name in names for i in range(2)])
+        assert heard(tmp_path, "train") == (4, [])
 
     def test_what_is_taken_and_left_is_said(self, tmp_path, photos):
         spread(tmp_path, ["train/a.png", "train/b.png", "val/c.png", "test/d.png"])
