@@ -234,7 +234,7 @@ class Trainer:
             result[f"psnr_{n}"] = float(psnr(rows[-1], x0).mean())
         sheet = torch.cat([torch.cat(list(r[:8]), dim=-1) for r in rows], dim=-2)
         self.out.mkdir(parents=True, exist_ok=True)
-        save_image(sheet, self.out / "contact_sheet.png")
+        save_image(sheet.nan_to_num().clamp(-1, 1), self.out / "contact_sheet.png")
         self._note(result)
         return result
 

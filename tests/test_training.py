@@ -13,7 +13,7 @@ from i2sb_lib import training
 from i2sb_lib.checkpoints import load_pretrained
 from i2sb_lib.config import PRESETS, TrainConfig, learning_rate
 from i2sb_lib.denoiser import Denoiser
-from i2sb_lib.images import to_float
+from i2sb_lib.images import open_image, to_float, to_tensor
 from i2sb_lib.training import Trainer, TrainingError, train
 
 
@@ -240,3 +240,14 @@ def test_bf16_is_close_to_float32_and_tensorboard_is_written(tiny, unbroken):
     log = EventAccumulator(str(events)).Reload()
     assert log.Scalars("loss")[-1].value == pytest.approx(losses(half)[-1])
     assert {"lr", "psnr_1", "psnr_10"} <= set(log.Tags()["scalars"])
+
+
+def test_a_contact_sheet_shows_what_no_file_holds(tiny, monkeypatch):
+    """Noise leads beyond what a picture holds, and half precision to nan: neither ends a run."""
+    config = changed(tiny, noise=1.0, quantise=False, steps=1)
+    run = Trainer(config)
+    monkeypatch.setattr(run.ema, "forward", lambda x, t, **how: torch.full_like(x, float("nan")))
+    run.monitor()
+    sheet = to_tensor(open_image(Path(config.out) / "contact_sheet.png")).unflatten(1, (4, -1))
+    assert {0, 255} <= set(sheet[:, 1].unique().tolist())  # x1
+    assert sheet[:, 2:].unique().tolist() == [128]
