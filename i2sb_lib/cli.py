@@ -118,7 +118,7 @@ class Evaluate:
     data: str = "embedded"  # clean images: embedded, a folder, a zip, parquet or a hub id
     # the same images degraded, under the same names, in place of the model's own degradation; "": none
     degraded: str = ""
-    split: str | None = None  # which split of them; test or validation unless said
+    split: str | None = None  # which split of them, or all; test or validation unless said
     nfe: tuple[int, ...] | None = None  # network calls, each a row; 1 and 10, or 1 for a regression
     samplers: tuple[Sampler, ...] = ("sde",)  # each with each nfe
     metrics: tuple[str, ...] | None = None  # among psnr ssim lpips fid kid; psnr, and ssim if installed
