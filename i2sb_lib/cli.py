@@ -29,7 +29,7 @@ from i2sb_lib.devices import device_name
 from i2sb_lib.evaluation import MetricUnavailable, check_metrics, evaluate
 from i2sb_lib.faults import TrainingError, check_writable
 from i2sb_lib.files import atomic_write, git_commit
-from i2sb_lib.folders import each_image, is_run, seed_of
+from i2sb_lib.folders import each_image, ours, seed_of
 from i2sb_lib.images import save_image, to_float
 from i2sb_lib.pairs import load_pairs
 from i2sb_lib.samplers import Sampler
@@ -148,9 +148,9 @@ class Evaluate:
         degrade = None if self.degraded else create_pair_maker(training)
         if self.out is not None:
             out = Path(self.out)
-            found = [n for n in ("restored.png", "metrics.json", "history.json") if (out / n).exists()]
-            if found and not is_run(out):
-                raise ValueError(f"{out}: expected a folder whose {found[0]} is ours to replace")
+            written = {"restored.png", "metrics.json", "metrics.partial.json", "history.json"}
+            if theirs := [n for n in sorted(written - ours(out)) if (out / n).exists()]:
+                raise ValueError(f"{out}: expected a folder whose {theirs[0]} is ours to replace")
             check_writable(out)
         how = {"split": self.split, "skip_corrupt": self.skip_corrupt}
         how |= {"size": sides(training["size"]), "channels": model.denoiser.config.channels}

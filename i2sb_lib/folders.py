@@ -1,6 +1,7 @@
 """Images, alone or in folders: read, worked on in batches of one size, written where nothing is lost."""
 
 import contextlib
+import json
 import math
 import os
 import sys
@@ -19,11 +20,11 @@ from i2sb_lib.images import SUFFIXES, is_ours, open_image, save_image, to_float,
 
 GROUP = 2**18  # pixels of one batch, or a single image: 64 of 64 x 64
 HELD = 2**22  # pixels that wait for others of their size
-# what a folder of ours holds, and what stands in it
-_RUN = {"model.json": '"shards"', "metrics.json": '"results"', "metrics.partial.json": '"results"'}
-_RUN |= {"state.pt": "PK\3\4"}  # a zip
-MARKED = 2**20  # bytes in which that is looked for
-_SHEETS = {"contact_sheet.png", "restored.png"}  # what our runs and evaluations draw there
+# the records of our runs and evaluations: what each says, and the picture that is drawn beside it
+_RUN = {"state.pt": "config ema pending fingerprint", "model.json": "model shards record"}
+_EVALUATION = dict.fromkeys(("metrics.json", "metrics.partial.json"), "checkpoint git_commit results seed")
+_SHEETS = dict.fromkeys(_RUN, "contact_sheet.png") | dict.fromkeys(_EVALUATION, "restored.png")
+RECORD_BYTES = 10_000_000  # a JSON file that is larger is no record
 
 
 class Job(NamedTuple):
@@ -59,17 +60,19 @@ def is_hidden(name: str) -> bool:
     return any(p.startswith(".") or p in ("@eaDir", "__MACOSX") for p in PurePosixPath(name).parts)
 
 
-def is_run(folder: Path) -> bool:
-    """Whether a run or an evaluation of ours wrote there: by what its files say, not by their names."""
-    for name, mark in _RUN.items():
-        file = folder / name
-        with contextlib.suppress(OSError):
-            if not file.is_file():
+def ours(folder: Path) -> set[str]:
+    """Names of what a run or an evaluation of ours keeps there: known by what its records say, not by name."""
+    names = set[str]()
+    for name, keys in (_RUN | _EVALUATION).items():
+        with contextlib.suppress(Exception):  # whatever else it is, it is not ours
+            if not (file := folder / name).is_file():
                 continue
-            with file.open("rb") as opened:
-                if mark.encode() in opened.read(MARKED):
-                    return True
-    return False
+            if file.suffix == ".pt":  # of which no tensor is read
+                content = torch.load(file, map_location="meta", weights_only=True, mmap=True)
+            else:
+                content = json.loads(file.read_bytes()) if file.stat().st_size <= RECORD_BYTES else {}
+            names |= {name, _SHEETS[name], "history.json"} if content.keys() >= {*keys.split()} else set()
+    return names
 
 
 def list_images(
@@ -92,13 +95,13 @@ def list_images(
         except OSError:
             skipped["unreadable folder"] += 1
             continue
-        ours = is_run(here)
+        made = ours(here)
         for path in inside:
             if path.is_dir():  # real ones first: a folder that is also linked is listed under its own name
                 (todo.append if path.is_symlink() else todo.appendleft)(path)
             elif path.suffix.lower() not in suffixes or not (path.is_file() or path.is_symlink()):
-                skipped[path.suffix.lower() or "no suffix"] += not ours
-            elif not (ours and path.name in _SHEETS):
+                skipped[path.suffix.lower() or "no suffix"] += not made
+            elif path.name not in made:
                 files.append(path)
     return sorted(files), +skipped
 

@@ -400,6 +400,17 @@ def test_nobody_s_picture_or_record_is_taken_for_ours(tmp_path, run_folder, phot
     main([str(a) for a in (*ours, photos, "--out", other)])  # what we wrote may be written again
 
 
+@pytest.mark.parametrize("name", ["metrics.json", "metrics.partial.json", "restored.png", "history.json"])
+@pytest.mark.parametrize("state", [{"epoch": 3}, {"config": {}, "model": {}, "step": 3}])
+def test_an_evaluation_replaces_nothing_of_another_program(tmp_path, run_folder, photos, name, state):
+    torch.save(state, tmp_path / "state.pt")  # which makes it no run of ours
+    (tmp_path / name).write_text('{"accuracy": 0.91, "results": [], "seed": 0, "shards": []}')
+    before = {f: f.read_bytes() for f in tmp_path.iterdir()}
+    ours = ("evaluate", "--checkpoint", run_folder, "--nfe", 1, "--metrics", "psnr", "--data", photos)
+    assert f"expected a folder whose {name} is ours to replace" in message_of(*ours, "--out", tmp_path)
+    assert {f: f.read_bytes() for f in tmp_path.iterdir()} == before
+
+
 @pytest.mark.slow
 def test_a_run_that_ends_before_its_first_save_can_be_gone_on_with(tiny, monkeypatch):
     """What it drew by then is not all that it leaves."""

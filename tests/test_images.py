@@ -602,8 +602,9 @@ def test_what_our_runs_wrote_is_no_picture_of_the_folder(tree):
     for name in ("contact_sheet.png", "sub/restored.png", "run/contact_sheet.png", "run/good.png"):
         (tree / name).parent.mkdir(exist_ok=True)
         (tree / name).write_bytes(b"")
-    (tree / "run" / "model.json").write_text('{"shards": []}')
-    (tree / "sub" / "metrics.json").write_text('{"results": []}')
+    (tree / "run" / "model.json").write_text('{"model": {}, "record": {}, "shards": []}')
+    record = '{"checkpoint": {}, "git_commit": null, "results": [], "seed": 0}'
+    (tree / "sub" / "metrics.json").write_text(record)
     found = [str(f.relative_to(tree)) for f in list_images(tree)[0]]
     assert found == ["a.PNG", "contact_sheet.png", "run/good.png", "sub/b.jpg"]
     assert ".json" not in list_images(tree)[1]

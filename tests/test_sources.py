@@ -1,6 +1,8 @@
 """Folders, zips, parquet and the hub: what is taken of a source, what is left, and what is said."""
 
 import io
+import json
+import os
 import warnings
 import zipfile
 
@@ -245,10 +247,25 @@ def test_linked_folders_and_what_our_runs_wrote(tmp_path):
     (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "tree")
     before = load_images(tmp_path / "tree", size=16)
     spread(tmp_path / "tree", ["run/contact_sheet.png", "evaluation/restored.png", "restored.png"])
-    for name in ("run/state.pt", "run/model.json", "evaluation/metrics.json", "metrics.partial.json"):
-        (tmp_path / "tree" / name).write_text('{"shards": [], "results": []}')
+    keys = ["config", "ema", "pending", "fingerprint"], ["checkpoint", "git_commit", "results", "seed"]
+    torch.save(dict.fromkeys(keys[0]), tmp_path / "tree" / "run" / "state.pt")
+    for name in ("evaluation/metrics.json", "metrics.partial.json"):
+        (tmp_path / "tree" / name).write_text(json.dumps(dict.fromkeys(keys[1])))
     assert torch.equal(load_images(tmp_path / "tree", size=16), before)
     assert len(before) == 3
+
+
+def test_another_program_s_records_hide_no_picture(tmp_path):
+    spread(tmp_path, ["contact_sheet.png", "restored.png", "a.png"])
+    torch.save({"config": {}, "model": {}, "step": 3}, tmp_path / "state.pt")
+    for name in ("metrics.json", "metrics.partial.json", "model.json"):
+        (tmp_path / name).write_text('{"results": [], "seed": 0, "shards": []}')
+    count, (said,) = heard(tmp_path)
+    assert (count, said) == (3, "left out 4 other files (.json 3, .pt 1)")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "metrics.json").unlink()
+    (tmp_path / "pipe").rename(tmp_path / "metrics.json")  # which nobody writes to
+    assert heard(tmp_path)[0] == 3
 
 
 class TestZip:
