@@ -88,7 +88,7 @@ class Restore:
             return torch.cat([x1, x0_hat], dim=-1) if degrade else x0_hat
 
         paths = [self.source, self.target, *self.more]
-        each_image(paths[:-1], paths[-1], work, model.denoiser.config.channels)
+        each_image(paths[:-1], paths[-1], work, "restore", model.denoiser.config.channels)
 
 
 @dataclass
@@ -107,7 +107,7 @@ class Degrade:
     def run(self) -> None:
         degrade = create_degradation(self.name, noise=self.noise, quantise=True, **self.options)
         paths = [self.source, self.target, *self.more]
-        each_image(paths[:-1], paths[-1], lambda x, names: _degrade(degrade, x, names, self.seed))
+        each_image(paths[:-1], paths[-1], lambda x, n: _degrade(degrade, x, n, self.seed), "degrade")
 
 
 @dataclass
@@ -191,7 +191,7 @@ class Evaluate:
             sheet += [x[:8]] if nfe else []
             if self.out is not None:  # after each row: the rows before a failure are kept, under this name
                 partial = Path(self.out) / "metrics.partial.json"
-                atomic_write(partial, lambda p: p.write_text(json.dumps(content, indent=1) + "\n"))
+                atomic_write(partial, lambda p: p.write_bytes(json.dumps(content, indent=1).encode() + b"\n"))
         if self.out is None:
             return
         out, history = Path(self.out), model.folder / "history.json"
@@ -260,7 +260,7 @@ def _start(args: list[str]) -> Train:
     state = Path(given.get("--out", TrainConfig().out)) / "state.pt"
     if "--resume" in flags and "--preset" not in given and state.exists():
         try:
-            return Train(TrainConfig(**torch.load(state, weights_only=True, mmap=True)["config"]))
+            return Train(TrainConfig(**torch.load(state, "meta", weights_only=True, mmap=True)["config"]))
         except Exception:  # the training says what is wrong with it
             return Train(TrainConfig())
     return Train(PRESETS.get(given.get("--preset", ""), TrainConfig()))

@@ -22,8 +22,9 @@ def explain(error: BaseException) -> str | None:
 def plain_console() -> Iterator[None]:
     """Inside, a warning of this library is a line on stderr, once; other packages' stay as they are.
 
-    What the console's encoding cannot show comes out as "?", and nothing fails for it. Where whoever read
-    what is printed has gone (`| head`), the program leaves in silence with 141, as the shell's own do.
+    What the console's encoding cannot show comes out as "?", and nothing fails for it; nor for a stream that
+    a shell has closed. Where whoever read what is printed has gone (`| head`), the program leaves in silence
+    with 141, as the shell's own do; where standard output is full, with one sentence at the end.
     """
     others, seen = warnings.showwarning, set[str]()
 
@@ -34,6 +35,8 @@ def plain_console() -> Iterator[None]:
             seen.add(str(message))
             print(f"i2sb: {message}", file=sys.stderr)
 
+    # None where a shell closed it: nothing else is to get its number
+    sys.stdout, sys.stderr = (s or open(os.devnull, "w", encoding="utf-8") for s in (sys.stdout, sys.stderr))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -44,8 +47,8 @@ def plain_console() -> Iterator[None]:
             try:
                 yield
             finally:
-                if sys.stdout:  # a shell can close it
-                    sys.stdout.flush()
-    except BrokenPipeError:
+                sys.stdout.flush()
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes at its end
-        sys.exit(141)
+        where = "" if error.filename else "standard output: "
+        sys.exit(141 if isinstance(error, BrokenPipeError) else f"i2sb: {where}{explain(error)}")

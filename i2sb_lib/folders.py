@@ -21,18 +21,18 @@ from i2sb_lib.images import SUFFIXES, is_ours, open_image, save_image, to_float,
 GROUP = 2**18  # pixels of one batch, or a single image: 64 of 64 x 64
 HELD = 2**22  # pixels that wait for others of their size
 # the records of our runs and evaluations: what each says, and the picture that is drawn beside it
-_RUN = {"state.pt": "config ema pending fingerprint", "model.json": "model shards record"}
-_EVALUATION = dict.fromkeys(("metrics.json", "metrics.partial.json"), "checkpoint git_commit results seed")
-_SHEETS = dict.fromkeys(_RUN, "contact_sheet.png") | dict.fromkeys(_EVALUATION, "restored.png")
-RECORD_BYTES = 10_000_000  # a JSON file that is larger is no record
+_RECORDS = {"state.pt": "config ema pending fingerprint", "model.json": "model shards record"}
+_RECORDS |= dict.fromkeys(("metrics.json", "metrics.partial.json"), "checkpoint git_commit results seed")
+_SHEETS = {name: ("restored" if "metrics" in name else "contact_sheet") + ".png" for name in _RECORDS}
 
 
 class Job(NamedTuple):
-    """An image's file, its name in the source, and the file of its result."""
+    """An image's file, its name in the source, the file of its result, and of what that is one."""
 
     file: Path
     name: str
     out: Path
+    making: str
 
 
 Work = Callable[[Tensor, list[str]], Tensor]
@@ -61,17 +61,16 @@ def is_hidden(name: str) -> bool:
 
 
 def ours(folder: Path) -> set[str]:
-    """Names of what a run or an evaluation of ours keeps there: known by what its records say, not by name."""
+    """Names of what a run or an evaluation of ours keeps there: known by what its records say."""
     names = set[str]()
-    for name, keys in (_RUN | _EVALUATION).items():
+    for file in (folder / name for name in _RECORDS if os.path.isfile(folder / name)):
         with contextlib.suppress(Exception):  # whatever else it is, it is not ours
-            if not (file := folder / name).is_file():
-                continue
             if file.suffix == ".pt":  # of which no tensor is read
                 content = torch.load(file, map_location="meta", weights_only=True, mmap=True)
-            else:
-                content = json.loads(file.read_bytes()) if file.stat().st_size <= RECORD_BYTES else {}
-            names |= {name, _SHEETS[name], "history.json"} if content.keys() >= {*keys.split()} else set()
+            else:  # which is not large
+                content = json.loads(file.read_bytes()) if file.stat().st_size < 10**7 else {}
+            if content.keys() >= {*_RECORDS[file.name].split()}:
+                names |= {file.name, _SHEETS[file.name], "history.json"}
     return names
 
 
@@ -124,14 +123,25 @@ def _images(source: Path, exclude: Path) -> list[Path]:
     return files
 
 
-def plan(sources: Sequence[str | Path], target: str) -> list[Job]:
-    """(image, its name in its source, where its result goes) of each source: an image, or all of a folder.
+def _lost(out: Path, making: str, originals: set[tuple[int, int]]) -> str:
+    """What a result would be written over; empty where that is nothing, or a result of the same making."""
+    source = out.exists() and _key(out) in originals
+    if not out.exists() or (not source and is_ours(out, making) and os.access(out, os.W_OK)):
+        return ""
+    unmarked = out.suffix.lower() in (".bmp", ".ppm") and not source
+    how = f", and no {out.suffix} tells if it is one: delete it, or choose .png" * unmarked
+    return f"{'other result' if is_ours(out) and not source else 'original'}, got {out} there{how}"
+
+
+def plan(sources: Sequence[str | Path], target: str, by: str) -> list[Job]:
+    """What is made of each source, an image or all of a folder, by the command of that name.
 
     A target is a folder where it is one, ends in a slash or has no suffix; of several sources it has to be
     one. A result goes by its image's name, with .png behind it where that is no suffix that can be written;
-    beside other sources a folder's results go to a folder of its name. What was skipped is said on stderr.
-    Raises ValueError where there is no image, where the target cannot be, where two results would have one
-    name, and where a result would fall on a source, or on a file that is no result of a source of that name.
+    beside other sources a folder's results go to a folder of its name. What was skipped, and that results
+    lie inside their source, is said on stderr. Raises ValueError where there is no image, where the target
+    cannot be, where two results would have one name, and where a result would fall on a source, or on a file
+    that is no result of this command and the same source, wherever it is called from.
     """
     for name, what in [*((s, "source") for s in sources), (target, "target")]:
         if not str(name):  # a shell's variable that is not set
@@ -157,13 +167,14 @@ def plan(sources: Sequence[str | Path], target: str) -> list[Job]:
             name = file.relative_to(source).as_posix() if source.is_dir() else file.name
             plain = name if file.suffix.lower() in SUFFIXES else f"{name}.png"
             out = place / own / plain if folder else place
-            kept = out.exists() and not (is_ours(out, file.name) and os.access(out, os.W_OK))
-            if kept or (out.exists() and _key(out) in originals):
-                raise ValueError(f"expected a target that overwrites no original, got {out} there")
-            jobs.append(Job(file, name, out))
-        inside = source.is_dir() and place.is_dir() and _within(place, source)
-        if inside and not place.samefile(source) and not all(map(is_ours, list_images(place)[0])):
-            raise ValueError(f"expected a target without originals inside the source, got {place}")
+            making = f"{by} {file.resolve()}"
+            if lost := _lost(out, making, originals):
+                raise ValueError(f"expected a target that overwrites no {lost}")
+            jobs.append(Job(file, name, out, making))
+        if source.is_dir() and _within(place, source):
+            if not all(map(is_ours, list_images(place)[0])):
+                raise ValueError(f"expected a target without originals inside the source, got {place}")
+            print(f"i2sb: as data, {source} holds what is written to {place}, too", file=sys.stderr)
     out, count = Counter(job.out for job in jobs).most_common(1)[0]
     if count > 1:
         raise ValueError(f"expected a file for each image, got {out} for {count} images")
@@ -171,17 +182,17 @@ def plan(sources: Sequence[str | Path], target: str) -> list[Job]:
 
 
 @contextlib.contextmanager
-def _noted(failed: list[tuple[Path | str, str]], file: Path) -> Iterator[None]:
+def _noted(failed: dict[Path | str, str], file: Path | str) -> Iterator[None]:
     """Note what fails inside as this file's failure and go on; a fault of the program goes through."""
     try:
         yield
     except Exception as error:
         if (why := explain(error)) is None or isinstance(error, BrokenPipeError):
             raise
-        failed.append((file, why.removeprefix(f"{file}: ")))
+        failed[file] = why.removeprefix(f"{file}: ")
 
 
-def each_image(sources: Sequence[str | Path], target: str, work: Work, channels: int = 3) -> None:
+def each_image(sources: Sequence[str | Path], target: str, work: Work, by: str, channels: int = 3) -> None:
     """Run `work` on each source, an image or every image of a folder, and write the results as `plan` says.
 
     work: (images (B, C, H, W) in [-1, 1] of one size, their names) -> results (B, C, H', W'); a batch has
@@ -189,20 +200,21 @@ def each_image(sources: Sequence[str | Path], target: str, work: Work, channels:
     image's failure leaves the others: ValueError tells the first at the end, stderr the rest; what all
     fail by is told once. Ctrl-C says on stderr how many were written before it.
     """
-    jobs, failed, written = plan(sources, target), list[tuple[Path | str, str]](), set[tuple[int, int]]()
+    jobs, failed, written = plan(sources, target, by), dict[Path | str, str](), set[tuple[int, int]]()
     groups: dict[tuple[int, ...], list[tuple[Job, Tensor]]] = {}
     check_writable(jobs[0].out.parent)
 
     def finish(group: list[tuple[Job, Tensor]]) -> None:
-        with _noted(failed if len(group) == 1 else [], group[0][0].file):
+        with _noted(failed if len(group) == 1 else {}, group[0][0].file):
             x = to_float(torch.stack([pixels for _, pixels in group]))
             for (job, _), y in zip(group, work(x, [job.name for job, _ in group]), strict=True):
                 with _noted(failed, job.file):
                     if job.out.exists() and _key(job.out) in written:
                         raise ValueError(f"expected a file for each image, got {job.out} for two images")
-                    save_image(y, job.out, job.file.name)
+                    save_image(y, job.out, job.making)
                     written.add(_key(job.out))
-                    print(job.out)
+                    with _noted(failed, "standard output"):
+                        print(job.out)
             return
         for one in group if len(group) > 1 else []:  # which of them is it?
             finish([one])
@@ -225,9 +237,9 @@ def each_image(sources: Sequence[str | Path], target: str, work: Work, channels:
         count = f"{len(written)} of {len(jobs)} images"
         print(f"i2sb: stopped: {count} were written to {target}", file=sys.stderr)
         raise
-    if len(failed) == len(jobs) and len({why for _, why in failed}) == 1:
-        failed = [(str(sources[0]) if len(sources) == 1 else f"{len(sources)} sources", failed[0][1])]
-    first, *others = [f"{file}: {why}" for file, why in failed] or [""]
+    if not written and len(reasons := set(failed.values())) == 1:
+        failed = {sources[0] if len(sources) == 1 else f"{len(sources)} sources": reasons.pop()}
+    first, *others = [f"{file}: {why}" for file, why in failed.items()] or [""]
     for line in others:
         print(f"i2sb: {line}", file=sys.stderr)
     if failed:

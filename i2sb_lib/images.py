@@ -24,7 +24,7 @@ FORMATS = ("PNG", "JPEG", "MPO", "BMP", "WEBP", "TIFF", "PPM", "GIF", "AVIF")  #
 MAX_BYTES = 2**30  # of a picture's file
 MAX_PIXELS = 2**27  # a hundred-megapixel camera's pictures; what claims more is not decoded
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by channels
-SOFTWARE = "i2sb-lib"  # EXIF's Software of a result, before a number for the name of its source
+SOFTWARE = "i2sb-lib"  # EXIF's Software of a result, before a number for what it was made of
 _DEEP = "pictures of more than 8 bits a colour are taken as 8"
 _OPAQUE = (".jpg", ".jpeg", ".jfif", ".bmp", ".ppm")  # files that hold no opacity
 _TURNS = dict(enumerate(("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270",
@@ -240,10 +240,10 @@ def save_image(x: Tensor, path: str | Path | BinaryIO, source: str | None = None
     """Write one (C, H, W) image, uint8 or float in [-1, 1]; the file appears whole or not at all.
 
     By its suffix, one of SUFFIXES: JPEG at quality 95 with full chroma, all others without loss. A
-    stream that is open for writing gets a PNG. source: the name of the file that it was made from, for
-    which `is_ours` then knows it by its EXIF (which BMP and PPM do not hold). Raises ValueError for
-    another suffix, whose format could not keep that promise, for opacity in a format that has none, and
-    for what `to_image` refuses.
+    stream that is open for writing gets a PNG. source: what it was made of, in words by which `is_ours`
+    then knows it, from its EXIF (which BMP and PPM do not hold). Raises ValueError for another suffix,
+    whose format could not keep that promise, for opacity in a format that has none, and for what
+    `to_image` refuses.
     """
     image = to_image(x)
     if not isinstance(path, str | os.PathLike):
@@ -266,7 +266,7 @@ def _mark(source: str) -> str:
 
 
 def is_ours(file: Path, source: str | None = None) -> bool:
-    """Whether a file is a picture that `save_image` wrote for a source, or for the one of that name."""
+    """Whether a file is a picture that `save_image` wrote for a source, or for the one that is named."""
     Image.init()
     try:
         with Image.open(file, formats=["PNG", "JPEG", "WEBP", "TIFF"]) as image:

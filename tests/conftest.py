@@ -119,8 +119,8 @@ def i2sb():
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         env = {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
         command = [sys.executable, *module, *map(str, args)]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen(command, env=env, start_new_session=True, **pipes, **options))
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
+        started.append(subprocess.Popen(command, env=env, start_new_session=True, **pipes))
         return started[-1]
 
     started: list[subprocess.Popen] = []

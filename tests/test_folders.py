@@ -71,43 +71,80 @@ def test_no_original_is_overwritten(tmp_path, monkeypatch, source, target):
     assert "overwrites no original" in said
 
 
-@pytest.mark.parametrize(
-    "paths", ["a.png b.png", "in sharp", "in/a.png sharp", "a.tif sharp/a.webp", "out/a.png out/b.png"]
-)
+@pytest.mark.parametrize("paths", ["a.png b.png", "in sharp", "in/a.png sharp", "a.tif sharp/a.webp"])
 def test_an_original_in_the_target_is_not_overwritten(tmp_path, monkeypatch, paths):
-    """As *.png without a target gives it, also of results, or the clean pictures' folder for the results'."""
+    """As *.png without a target gives it, or the clean pictures' folder for the results'."""
     lay(tmp_path, "a.png", "b.png", "in/a.png", "sharp/a.png", "a.tif", "sharp/a.webp")
     monkeypatch.chdir(tmp_path)
-    assert told("degrade", "a.png", "b.png", "out/") == ""
     before = tree(tmp_path)
     assert "overwrites no original" in told("degrade", *paths.split())
     assert tree(tmp_path) == before
 
 
+@pytest.mark.parametrize(
+    "command",
+    ["degrade b/a.png out", "degrade b out", "degrade out/a.png out/b.png", "restore a/a.png out --degrade"],
+)
+def test_a_result_is_not_replaced_by_another_picture_s_or_command_s(
+    tmp_path, monkeypatch, run_folder, command
+):
+    """Cameras count from 1 again: a name says little."""
+    lay(tmp_path, "a/a.png", "b/a.png", "a/b.png")
+    monkeypatch.chdir(tmp_path)
+    assert told("degrade", "a/a.png", "a/b.png", "out/") == ""
+    before = tree(tmp_path)
+    name, *rest = command.split()
+    said = told(name, *rest, *(("--checkpoint", run_folder, "--nfe", 1) if name == "restore" else ()))
+    assert "overwrites no other result" in said
+    assert tree(tmp_path) == before
+
+
+def test_a_result_is_known_again_from_any_folder_and_through_links(tmp_path, monkeypatch):
+    lay(tmp_path, "in/a.png")
+    (tmp_path / "link").symlink_to("in")
+    for place, source in ((".", "in/a.png"), ("in", "a.png"), ("link", "../in/a.png"), (".", "link")):
+        monkeypatch.chdir(tmp_path / place)
+        assert told("degrade", source, tmp_path / "out") == ""
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".ppm"])
+def test_a_format_that_holds_no_mark_says_how_to_go_on(tmp_path, suffix):
+    lay(tmp_path, f"in/a{suffix}")
+    assert told("degrade", tmp_path / "in", tmp_path / "out") == ""
+    before = tree(tmp_path)
+    said = told("degrade", tmp_path / "in", tmp_path / "out")
+    assert f"got {tmp_path}/out/a{suffix} there, and no {suffix} tells if it is one: delete it, or" in said
+    assert tree(tmp_path) == before
+    assert "delete" not in told("degrade", tmp_path / "in" / f"a{suffix}", tmp_path / "in" / f"a{suffix}")
+
+
 @pytest.mark.parametrize("suffix", [s for s in images.SUFFIXES if s not in (".bmp", ".ppm")])
 def test_a_result_may_be_made_anew(tmp_path, suffix):
     lay(tmp_path, f"a{suffix}")
-    out = tmp_path / f"out{suffix}"
-    assert told("degrade", tmp_path / f"a{suffix}", out) == ""
+    file, out = tmp_path / f"a{suffix}", tmp_path / f"out{suffix}"
+    assert told("degrade", file, out) == ""
     first = out.read_bytes()
-    assert told("degrade", tmp_path / f"a{suffix}", out, "--name", "none") == ""
+    assert told("degrade", file, out, "--name", "none") == ""
     assert out.read_bytes() != first
     assert images.is_ours(out)
-    assert images.is_ours(out, f"a{suffix}")
-    assert not images.is_ours(out, f"b{suffix}")
-    assert not images.is_ours(tmp_path / f"a{suffix}")
+    assert images.is_ours(out, f"degrade {file.resolve()}")
+    assert not images.is_ours(out, f"restore {file.resolve()}")
+    assert not images.is_ours(file)
     assert not images.is_ours(tmp_path / "absent")
 
 
-def test_a_target_around_or_inside_the_source_is_filled_where_nothing_is_lost(tmp_path, monkeypatch):
+def test_a_target_around_or_inside_the_source_is_filled_where_nothing_is_lost(tmp_path, monkeypatch, capsys):
     lay(tmp_path, "in/a.png", "in/deep/b.png", "other.png")
     monkeypatch.chdir(tmp_path)
     before = tree(tmp_path)
     assert told("degrade", "in", ".") == ""
     assert set(tree(tmp_path)) == {*before, "a.png", "deep/b.png"}
-    assert told("degrade", "in", "in/out") == ""
-    assert set(tree(tmp_path / "in" / "out")) == {"a.png", "deep/b.png"}
-    assert told("degrade", "in", "in/out") == ""  # once more is allowed, there too
+    assert capsys.readouterr().err == ""
+    warned = "i2sb: as data, in holds what is written to in/out, too\n"
+    for _ in range(2):  # once more is allowed, there too
+        assert told("degrade", "in", "in/out") == ""
+        assert set(tree(tmp_path / "in" / "out")) == {"a.png", "deep/b.png"}
+        assert capsys.readouterr().err == warned
     assert told("degrade", "in", "elsewhere") == ""
     assert told("degrade", "in", "elsewhere") == ""
     assert {k: v for k, v in tree(tmp_path).items() if k in before} == before
@@ -225,6 +262,21 @@ def test_an_option_that_no_image_can_have_is_refused_before_any_is_read(tmp_path
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a full disk is Linux's /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_behind_the_output_is_not_a_picture_s_failure(tmp_path, i2sb, monkeypatch, unbuffered):
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    lay(tmp_path, "in/a.png", "in/b.png")
+    with open("/dev/full", "w") as full:
+        done = i2sb("degrade", tmp_path / "in", tmp_path / "out", stdout=full)
+        said = done.communicate(timeout=60)[1]
+    assert (done.returncode, said.count("\n")) == (1, 1)
+    assert said.startswith("i2sb: standard output: ")
+    assert "No space left" in said
+    assert ".png" not in said
+    assert set(tree(tmp_path / "out")) == {"a.png", "b.png"}
+
+
 def test_a_fault_of_the_program_is_not_hidden(tmp_path, monkeypatch):
     lay(tmp_path, "a.png")
     monkeypatch.setattr(cli, "create_degradation", lambda *a, **k: lambda x, g: 1 / 0)
@@ -296,7 +348,7 @@ def test_images_that_wait_for_others_of_their_size_are_bounded(tmp_path, monkeyp
         return x
 
     monkeypatch.setattr(folders, "open_image", counted)
-    folders.each_image([tmp_path / "in"], f"{tmp_path / 'out'}", work)
+    folders.each_image([tmp_path / "in"], f"{tmp_path / 'out'}", work, "copy")
     assert batches[:3] == [3, 3, 3]
     assert sum(batches) == len(tree(tmp_path / "out")) == 18
     assert 2000 < most <= 2000 + 400
@@ -346,9 +398,9 @@ def test_several_sources_each_go_under_their_own_name(tmp_path, monkeypatch, cap
     [
         ("a.png b.png .", "overwrites no original"),
         ("a.png nest out", "overwrites no original"),  # where out/nest is a link to nest
-        ("nest a.png nest", "overwrites no original"),
         ("b.png nest/a.png there", "overwrites no original"),  # where there/b.png is a.png of nest
         ("nest b.png nest/deep", "without originals inside the source"),
+        ("nest a.png nest", "without originals inside the source"),
         ("a.png b.png c.png", "expected a folder as the target, got c.png"),  # c.png is an original, too
         ("a.png b.png new.png", "expected a folder as the target, got new.png"),
         ("a.png nest/a.png new", "expected a file for each image, got new/a.png for 2 images"),
