@@ -36,6 +36,7 @@ def progress(
     show: False for silence. desc says what is done, unit what is counted.
     """
     how: dict[str, Any] = {"delay": DELAY}
+    show = show and not getattr(sys.stderr, "closed", sys.stderr is None)  # as a shell or a service does
     if show and not sys.stderr.isatty():
         how |= {"file": _Lines(sys.stderr), "bar_format": _LINE, "mininterval": EVERY, "miniters": 1}
     return tqdm(items, desc=desc, unit=unit, disable=not show, **how, **options)

@@ -83,6 +83,14 @@ def test_a_run_is_resumed_without_its_flags(monkeypatch, run_folder):
     assert dataclasses.asdict(config) == made | {"steps": 50}
 
 
+def test_a_run_of_a_gpu_s_is_resumed_without_its_flags_on_a_cpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+    config = dataclasses.asdict(dataclasses.replace(TrainConfig(), lr=0.5))
+    torch.save({"config": config, "model": torch.zeros(3)}, tmp_path / "state.pt")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert cli._start(["--resume", "--out", str(tmp_path)]).config.lr == 0.5
+
+
 def test_exit_codes_are_those_of_the_help_text(tmp_path, run_folder, capsys):
     assert code_of("--help") == 0
     assert code_of() == 0
@@ -446,6 +454,22 @@ def test_a_command_starts_without_what_it_may_never_need():
     code = f"import sys, i2sb_lib.cli; print([m for m in {rare} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="closes what a shell closes")
+@pytest.mark.parametrize("command", ["restore", "train", "evaluate"])
+def test_a_closed_stderr_changes_nothing(tmp_path, run_folder, photos, i2sb, command):
+    ours = ["--checkpoint", run_folder, "--nfe", 1]
+    flags = ["--network", "unet-tiny", "--steps", 1, "--batch-size", 4, "--holdout", 4, "--size", 16]
+    args = {"restore": [photos / "00.png", f"{tmp_path}/out/", *ours],
+            "train": ["--data", photos, "--out", tmp_path / "out", *flags, "--precision", "no"],
+            "evaluate": ["--data", photos, "--out", tmp_path / "out", *ours]}[command]  # fmt: skip
+    done = i2sb(command, *args, stderr=None, preexec_fn=lambda: os.close(2))
+    said, wanted = done.communicate(timeout=120)[0], {"restore": "00.png", "train": "state.pt"}
+    assert done.returncode == 0
+    assert "i2sb: " not in said
+    assert (tmp_path / "out" / wanted.get(command, "metrics.json")).is_file()
 
 
 def test_output_that_nobody_reads_ends_the_command_in_silence(monkeypatch):

@@ -47,6 +47,16 @@ def test_short_work_in_a_pipe_and_silenced_work_say_nothing(pipe, monkeypatch):
     assert stream.getvalue() == ""
 
 
+@pytest.mark.parametrize("kind", ["none", "closed"])
+def test_where_stderr_is_closed_nothing_is_said_and_nothing_fails(monkeypatch, kind):
+    """As of pythonw and services."""
+    monkeypatch.setattr(module, "DELAY", 0.0)
+    monkeypatch.setattr(sys, "stderr", stream := None if kind == "none" else io.StringIO())
+    if stream:
+        stream.close()
+    assert list(progress(range(5), desc="preparing", unit="images")) == [0, 1, 2, 3, 4]
+
+
 def test_a_terminal_gets_a_bar_of_what_takes_a_while(pipe, monkeypatch):
     stream = pipe(terminal=True)
     list(progress(range(5), desc="preparing", unit="images"))
