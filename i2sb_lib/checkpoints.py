@@ -16,7 +16,7 @@ import huggingface_hub
 import torch
 from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from i2sb_lib.config import TrainConfig
@@ -76,9 +76,10 @@ def save_pretrained(folder: Path, model: Denoiser, record: dict[str, Any]) -> No
         size += value.nbytes
     names = [f"model-{i + 1}-of-{len(shards)}.safetensors" for i in range(len(shards))]
     for name, shard in zip(names, shards, strict=True):
-        atomic_write(folder / name, lambda p, shard=shard: save_file(shard, p))  # type: ignore[misc]
+        atomic_write(folder / name, lambda p, shard=shard: p.write_bytes(save(shard)))  # type: ignore[misc]
     content = {"model": dataclasses.asdict(model.config), "shards": names, "record": record}
-    atomic_write(folder / "model.json", lambda p: p.write_text(json.dumps(content, indent=2) + "\n"))
+    text = json.dumps(content, indent=2) + "\n"
+    atomic_write(folder / "model.json", lambda p: p.write_text(text, encoding="utf-8"))
 
 
 def _read(file: Path) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
@@ -138,7 +139,7 @@ def _download(name: str) -> Path:
 
 def _find(name: str) -> Path:
     """The folder of a checkpoint: here, among those that are shipped, or from the hub; ValueError if none."""
-    here = Path(name).expanduser()
+    here = Path(os.path.expanduser(name))  # which stays as it is where there is no home
     for folder in (here, *(s / name for s in SHIPPED)):
         with contextlib.suppress(OSError):  # a name can be too long for one
             if name and (folder / "model.json").is_file():

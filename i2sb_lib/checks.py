@@ -80,4 +80,4 @@ def repository() -> Path:
 
 def record(name: str, file: str = "metrics.json") -> Any:
     """What a run measured: data/runs/NAME/FILE of the repository, read as JSON."""
-    return json.loads((repository() / "data" / "runs" / name / file).read_text())
+    return json.loads((repository() / "data" / "runs" / name / file).read_text(encoding="utf-8"))

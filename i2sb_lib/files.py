@@ -18,7 +18,7 @@ def atomic_write(path: Path, write: Callable[[Path], Any]) -> None:
     that `path` had or, where that is new, those of any new file, whatever `write` gives it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{uuid.uuid4().hex}.tmp{path.suffix}")
+    partial = path.with_name(f".i2sb-{uuid.uuid4().hex}.tmp{path.suffix}")
     try:
         partial.touch()
         mode = (path if path.exists() else partial).stat().st_mode
@@ -34,15 +34,20 @@ def atomic_write(path: Path, write: Callable[[Path], Any]) -> None:
         partial.unlink(missing_ok=True)
 
 
+def partials(folder: Path) -> list[Path]:
+    """The temporary files that killed processes, or those at work, have in a folder: none of the user's."""
+    return [file for file in folder.glob(f".i2sb-{'[0-9a-f]' * 32}.tmp*") if file.is_file()]
+
+
 def git_commit(root: Path = Path(__file__).parents[1]) -> str | None:
     """The commit of the checkout that this code is in; None where it is installed or copied elsewhere."""
     project = root / "pyproject.toml"
-    if not ((root / ".git").exists() and project.exists() and 'name = "i2sb-lib"' in project.read_text()):
+    if not ((root / ".git").exists() and project.exists() and b'name = "i2sb-lib"' in project.read_bytes()):
         return None
     command = ["git", "-C", str(root), "rev-parse", "HEAD"]
     # GIT_...: of a hook of another repository
     here = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, env=here).stdout.strip()
+        return subprocess.run(command, capture_output=True, check=True, env=here).stdout.decode().strip()
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -28,7 +28,7 @@ from i2sb_lib.data import fingerprint, sides
 from i2sb_lib.denoiser import Denoiser, Design, ModelConfig, measure_moments
 from i2sb_lib.devices import device_name
 from i2sb_lib.faults import TrainingError, first_line
-from i2sb_lib.files import atomic_write
+from i2sb_lib.files import atomic_write, partials
 from i2sb_lib.images import psnr, save_image, to_float
 from i2sb_lib.inputs import inputs, load, start_from
 from i2sb_lib.processes import Processes
@@ -133,7 +133,7 @@ class Trainer:
                 if name != "scaler" or state[name]:  # empty without fp16
                     getattr(self, name).load_state_dict(state[name])
             vars(self).update((name, state[name]) for name in VALUES)
-        for half in self.out.glob(".*.tmp*") if self.host.main else ():  # of a process that was killed
+        for half in partials(self.out) if self.host.main else ():
             half.unlink(missing_ok=True)
 
     def save(self) -> None:
@@ -151,7 +151,7 @@ class Trainer:
         history = "[\n" + ",\n".join(json.dumps(line) for line in self.history) + "\n]\n"
         try:
             atomic_write(self.out / "state.pt", lambda p: torch.save(state, p))
-            atomic_write(self.out / "history.json", lambda p: p.write_text(history))
+            atomic_write(self.out / "history.json", lambda p: p.write_text(history, encoding="utf-8"))
             save_pretrained(self.out, self.ema, self.record())
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap the disk's
             what = f"{self.out}: step {self.step} could not be saved ({first_line(error)}); make room, then"

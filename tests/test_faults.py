@@ -332,11 +332,15 @@ def test_a_crash_between_any_two_files_of_a_save_loses_nothing(tiny, monkeypatch
             patch.setattr(files.os, "replace", replace)
             with pytest.raises(KeyboardInterrupt):
                 train(config)
-        (Path(config.out) / ".state.1.tmp.pt").touch()  # what a killed process leaves
+        left = Path(config.out) / f".i2sb-{'0f' * 16}.tmp.pt"  # by a killed process
+        theirs = Path(config.out) / ".todo.tmp.md", Path(config.out) / ".cache.tmp"
+        left.touch()
+        theirs[0].touch()
+        theirs[1].mkdir()
         train(config, resume=True)
         assert_same_run(whole, config)
         assert weights(config) == weights(whole)
-        assert not list(Path(config.out).glob(".*"))
+        assert sorted(Path(config.out).glob(".*")) == sorted(theirs)
 
 
 def weights(config: TrainConfig) -> tuple[int, bytes]:

@@ -1,5 +1,6 @@
 """Writing that is whole or nothing, from many threads, and whose commit a result records."""
 
+import ast
 import errno
 import os
 import shutil
@@ -15,7 +16,7 @@ from conftest import ROOT, script
 from safetensors.torch import save_file
 
 from i2sb_lib import files
-from i2sb_lib.files import atomic_write, git_commit
+from i2sb_lib.files import atomic_write, git_commit, partials
 from i2sb_lib.folders import list_images
 from i2sb_lib.images import open_image, save_image, to_tensor
 
@@ -60,6 +61,44 @@ def test_a_killed_process_leaves_no_picture_and_no_damage(tmp_path):
     assert (tmp_path / "a.png").read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 2
     assert list_images(tmp_path)[0] == [tmp_path / "a.png"]
+
+
+def test_what_a_killed_process_left_is_found_and_nothing_of_the_user_s(tmp_path):
+    names = list[str]()
+    for name in ("state.pt", "state.pt", "README"):
+        atomic_write(tmp_path / "there" / name, lambda p: names.append(p.name))
+    for name in [
+        *names[1:],
+        ".todo.tmp.md",
+        ".tmpbB8V1G",
+        names[0][1:],
+        f".{names[0]}",
+        f".{'0' * 32}.tmp.pt",
+    ]:
+        (tmp_path / name).touch()
+    (tmp_path / names[0]).mkdir()
+    assert sorted(partials(tmp_path)) == sorted(tmp_path / name for name in names[1:])
+
+
+def test_every_text_that_is_read_or_written_says_its_encoding():
+    """A locale's may be ASCII, or UTF-16."""
+    found = [
+        f"{file.name}:{call.lineno}"
+        for file in sorted((ROOT / "i2sb_lib").glob("*.py"))
+        for call in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call)
+        and getattr(call.func, "attr", "") in ("read_text", "write_text")
+        and "encoding" not in [k.arg for k in call.keywords]
+    ]
+    assert not found
+
+
+def test_the_commit_is_found_in_any_locale():
+    code = "from i2sb_lib.files import git_commit; print(git_commit())"
+    env = {k: v for k, v in os.environ.items() if not k.startswith("LC_")}
+    env |= {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert (done.returncode, done.stdout) == (0, f"{git_commit()}\n")
 
 
 def test_an_error_keeps_the_old_file(tmp_path):
