@@ -10,9 +10,10 @@ import contextlib
 import hashlib
 import os
 import random
+import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import distribution
 from numbers import Integral
 from pathlib import Path, PurePath
@@ -33,12 +34,14 @@ Size = int | tuple[int, int]  # pixels of both sides, or height and width
 
 EMBEDDED_TRAIN = ("chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg", "china.jpg")
 EMBEDDED_TEST = ("astronaut.png", "flower.jpg")  # whole photographs held out, not crops of others
+_homeless = cache(partial(tempfile.TemporaryDirectory, prefix="i2sb-"))  # one, which goes with the process
 _FORMAT = "lanczos-2"  # part of the cache key: change it when preparation changes
 
 
 def cache_dir() -> Path:
-    """Where prepared data sets live: $I2SB_CACHE, or ~/.cache/i2sb."""
-    return Path(os.environ.get("I2SB_CACHE", Path.home() / ".cache" / "i2sb"))
+    """Where prepared data sets live: $I2SB_CACHE, or ~/.cache/i2sb; until the end where there is no home."""
+    home = os.path.expanduser("~/.cache/i2sb")  # which stays as it is where there is none
+    return Path(os.environ.get("I2SB_CACHE") or (_homeless().name if home[0] == "~" else home))
 
 
 class Preparation(NamedTuple):
@@ -224,7 +227,7 @@ def prepared(source: str, rows: Iterable[Row], key: str | None, how: Preparation
 
     if not key:
         return _split(torch.cat(list(parts())))
-    partial = cached.with_name(f".{uuid.uuid4().hex}.tmp.safetensors")
+    partial = cached.with_name(f".i2sb-{uuid.uuid4().hex}.tmp.safetensors")
     try:
         pixels, error = spool(parts(), partial)
         if pixels is None and not bad:

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -149,6 +150,22 @@ class TestCache:
         second = load_images(copy, size=16)
         assert len(decoded) == 72
         assert (first != second).flatten(1).any(1).nonzero().tolist() == [[5]]
+
+    def test_an_empty_name_is_none(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.setenv("I2SB_CACHE", "")
+        assert data.cache_dir() == tmp_path / ".cache" / "i2sb"
+
+    def test_without_a_home_it_goes_with_the_process(self, photos, monkeypatch, tmp_path, recwarn):
+        """As of a container's user whom no one knows."""
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+        monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home directory")))
+        assert data.cache_dir() == Path(os.environ["I2SB_CACHE"])
+        monkeypatch.delenv("I2SB_CACHE")
+        assert len(load_images(photos, size=16)) == 24
+        assert (len(list(data.cache_dir().iterdir())), list(tmp_path.iterdir())) == (1, [])
+        assert not recwarn.list
 
     def test_it_is_optional(self, photos, monkeypatch, tmp_path):
         (tmp_path / "file").write_text("")
