@@ -274,6 +274,7 @@ def test_evaluate_refuses_before_it_works(run_folder, photos, tmp_path, capsys, 
     assert capsys.readouterr().out == ""  # no header over nothing
 
 
+@pytest.mark.slow
 def test_corrupt_images_are_left_out_on_demand(run_folder, photos, tmp_path, capsys):
     for i in range(3):
         shutil.copy(photos / f"{i:02}.png", tmp_path)

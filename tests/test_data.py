@@ -44,6 +44,7 @@ def test_a_damaged_cache_is_made_again(photos):
     assert torch.equal(load_images(photos, size=20), images)
 
 
+@pytest.mark.slow
 def test_embedded_splits_are_different_photographs(monkeypatch):
     train, test = embedded_photographs("train"), embedded_photographs("test")
     assert not set(train) & set(test)

@@ -93,6 +93,7 @@ def test_every_text_that_is_read_or_written_says_its_encoding():
     assert not found
 
 
+@pytest.mark.slow
 def test_the_commit_is_found_in_any_locale():
     code = "from i2sb_lib.files import git_commit; print(git_commit())"
     env = {k: v for k, v in os.environ.items() if not k.startswith("LC_")}

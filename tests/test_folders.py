@@ -262,6 +262,7 @@ def test_an_option_that_no_image_can_have_is_refused_before_any_is_read(tmp_path
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a full disk is Linux's /dev/full")
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_full_disk_behind_the_output_is_not_a_picture_s_failure(tmp_path, i2sb, monkeypatch, unbuffered):
