@@ -14,6 +14,7 @@ Diffusion from noise is the case b = 0, the baseline of every bridge.
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -62,6 +63,8 @@ def stratified(u: Tensor) -> Tensor:
 
 
 def _one_shape(**parts: Tensor) -> None:
+    if wrong := {part.dtype for part in parts.values() if not part.is_floating_point()}:
+        raise ValueError(f"{' and '.join(parts)} must be floating-point numbers, got {wrong.pop()}")
     if len({part.shape for part in parts.values()}) > 1:
         shapes = " and ".join(str(tuple(part.shape)) for part in parts.values())
         raise ValueError(f"{' and '.join(parts)} must have one shape, got {shapes}")
@@ -181,9 +184,11 @@ class Bridge:
         Where x_t has no noise to carry (c_t = 0, as at t = 1) all agree. s, t: floats, or tensors of one
         shape, 0 <= s < t <= 1; ValueError where they are not, or eta is not from 0 to 1.
         """
-        if not 0 <= eta <= 1:
-            raise ValueError(f"expected eta from 0 to 1, got {eta}")
+        if not (isinstance(eta, numbers.Real) and 0 <= eta <= 1):
+            raise ValueError(f"expected eta from 0 to 1, got {eta!r}")
         s, t = as_time(s), check_times(as_time(t), positive=True)
+        if min(s.numel(), t.numel()) > 1 and s.shape != t.shape:
+            raise ValueError(f"expected s and t of one shape, got {tuple(s.shape)} and {tuple(t.shape)}")
         if s.is_cpu and t.is_cpu and not bool((s < t).all()):
             raise ValueError(f"a step goes down, from t to s < t, got t={t.tolist()} and s={s.tolist()}")
         (a_s, b_s, c_s), (a_t, b_t, c_t) = self.coefficients(s), self.coefficients(t)

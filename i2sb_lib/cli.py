@@ -1,7 +1,7 @@
 """The command line: `i2sb train | restore | degrade | evaluate | info`, each with --help.
 
 `i2sb --version` says which. Exit codes: 0 done, 1 an error told in one sentence on stderr, 2 wrong usage,
-130 and 143 interrupted by Ctrl-C and SIGTERM, 141 where nobody reads what is printed any more.
+130, 143 and 129 interrupted by Ctrl-C, SIGTERM and SIGHUP, 141 where nobody reads what is printed any more.
 """
 
 import dataclasses

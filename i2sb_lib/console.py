@@ -18,13 +18,33 @@ def explain(error: BaseException) -> str | None:
     return " ".join(str(error).split()) if isinstance(error, ValueError | OSError | MissingExtra) else None
 
 
+class _Forgiving:
+    """A stream beside the work: where nothing can be written to it, nothing fails."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+
 @contextlib.contextmanager
 def plain_console() -> Iterator[None]:
     """Inside, a warning of this library is a line on stderr, once; other packages' stay as they are.
 
     What the console's encoding cannot show comes out as "?", and nothing fails for it; nor for a stream that
-    a shell has closed. Where whoever read what is printed has gone (`| head`), the program leaves in silence
-    with 141, as the shell's own do; where standard output is full, with one sentence at the end.
+    a shell has closed, or for an stderr that is full. Where whoever read what is printed has gone (`| head`),
+    the program leaves in silence with 141, as the shell's own do; where standard output is full, with one
+    sentence at the end.
     """
     others, seen = warnings.showwarning, set[str]()
 
@@ -40,6 +60,7 @@ def plain_console() -> Iterator[None]:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    stderr, sys.stderr = sys.stderr, _Forgiving(sys.stderr)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("always", Notice)
@@ -52,3 +73,5 @@ def plain_console() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes at its end
         where = "" if error.filename else "standard output: "
         sys.exit(141 if isinstance(error, BrokenPipeError) else f"i2sb: {where}{explain(error)}")
+    finally:
+        sys.stderr = stderr

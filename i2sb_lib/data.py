@@ -66,9 +66,9 @@ def sides(size: Size) -> tuple[int, int]:
 def preparation(size: Size, channels: int, crops: int, progress: bool, skip_corrupt: bool) -> Preparation:
     """The same, checked; ValueError for what cannot be."""
     sides(size)
-    if channels not in MODES:
+    if not isinstance(channels, int) or isinstance(channels, bool) or channels not in MODES:
         raise ValueError(f"expected 1, 3 or 4 channels, got {channels!r}")
-    if not isinstance(crops, Integral) or crops < 0:
+    if not isinstance(crops, Integral) or isinstance(crops, bool) or crops < 0:
         raise ValueError(f"expected a number of crops of at least 0, got {crops!r}")
     return Preparation(size, channels, crops, progress, skip_corrupt)
 

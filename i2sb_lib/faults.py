@@ -92,7 +92,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def noted_signals() -> Iterator[list[int]]:
-    """A list to which SIGINT (Ctrl-C) and SIGTERM are added, instead of what they do otherwise.
+    """A list to which SIGINT (Ctrl-C), SIGTERM and SIGHUP are added, instead of what they do otherwise.
 
     The third interrupts at once: launchers send one twice. Signals that are ignored (nohup) stay so, and
     outside the main thread, where Python has no signals, the list stays empty.
@@ -105,7 +105,9 @@ def noted_signals() -> Iterator[list[int]]:
             raise KeyboardInterrupt
 
     here = threading.current_thread() is threading.main_thread()
-    mine = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) not in (signal.SIG_IGN, None)]
+    names = ("SIGINT", "SIGTERM", "SIGHUP")  # the last where a terminal goes, and not on Windows
+    known = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    mine = [n for n in known if signal.getsignal(n) not in (signal.SIG_IGN, None)]
     before = {n: signal.signal(n, note) for n in mine if here}
     try:
         yield seen

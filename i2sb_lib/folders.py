@@ -51,13 +51,21 @@ def _key(path: Path) -> tuple[int, int]:
 
 def _within(inner: Path, outer: Path) -> bool:
     """Whether `inner`, which need not exist, is `outer` or lies inside it, links followed."""
-    whole = inner.resolve()
+    whole = real(inner)
     return outer.exists() and any(p.exists() and p.samefile(outer) for p in (whole, *whole.parents))
 
 
+_TOOLS = ("@eaDir", "__MACOSX", "#recycle", "@Recycle", "$RECYCLE.BIN")
+
+
+def real(path: Path) -> Path:
+    """Where a path leads, through its links; a link that leads to itself is where it is."""
+    return Path(os.path.realpath(path))
+
+
 def is_hidden(name: str) -> bool:
-    """Whether a part of a path is a tool's own: it starts with a dot, or holds thumbnails or shadows."""
-    return any(p.startswith(".") or p in ("@eaDir", "__MACOSX") for p in PurePosixPath(name).parts)
+    """Whether a part of a path is a tool's own: starts with a dot, or holds thumbnails, shadows or waste."""
+    return any(p.startswith(".") or p in _TOOLS for p in PurePosixPath(name).parts)
 
 
 def ours(folder: Path) -> set[str]:
@@ -83,12 +91,12 @@ def list_images(
     what `is_hidden`, the folder `exclude`, and the sheets and records of our own runs.
     """
     files, skipped, todo = [], Counter[str](), deque([folder])
-    seen = {*folder.resolve().parents, *([exclude.resolve()] if exclude else [])} - {folder.resolve()}
+    seen = {*real(folder).parents, *([real(exclude)] if exclude else [])} - {real(folder)}
     while todo:
         here = todo.popleft()
-        if here.resolve() in seen:
+        if real(here) in seen:
             continue
-        seen.add(here.resolve())
+        seen.add(real(here))
         try:
             inside = [p for p in sorted(here.iterdir()) if not is_hidden(p.name)]
         except OSError:
@@ -126,6 +134,8 @@ def _images(source: Path, exclude: Path) -> list[Path]:
 def _lost(out: Path, making: str, originals: set[tuple[int, int]]) -> str:
     """What a result would be written over; empty where that is nothing, or a result of the same making."""
     source = out.exists() and _key(out) in originals
+    if out.is_symlink() and not source:
+        return f"link, got {out} there"
     if not out.exists() or (not source and is_ours(out, making) and os.access(out, os.W_OK)):
         return ""
     unmarked = out.suffix.lower() in (".bmp", ".ppm") and not source
@@ -148,7 +158,7 @@ def plan(sources: Sequence[str | Path], target: str, by: str) -> list[Job]:
             raise ValueError(f"expected an image or a folder as the {what}, got an empty name")
     place, paths = Path(target), [Path(s) for s in sources]
     if ".." in place.parts:  # new/../a.png is a.png, also while there is no new
-        place = place.resolve()
+        place = real(place)
     for name, source in zip(sources, paths, strict=True):
         if not source.exists():
             raise ValueError(f"expected an image or a folder at {name}, got nothing there")
@@ -167,7 +177,7 @@ def plan(sources: Sequence[str | Path], target: str, by: str) -> list[Job]:
             name = file.relative_to(source).as_posix() if source.is_dir() else file.name
             plain = name if file.suffix.lower() in SUFFIXES else f"{name}.png"
             out = place / own / plain if folder else place
-            making = f"{by} {file.resolve()}"
+            making = f"{by} {real(file)}"
             if lost := _lost(out, making, originals):
                 raise ValueError(f"expected a target that overwrites no {lost}")
             jobs.append(Job(file, name, out, making))

@@ -244,14 +244,14 @@ def train(config: TrainConfig, resume: bool = False, **own: Any) -> dict[str, An
 
     own: see `i2sb_lib.train`; what was given to a run is given again to resume it.
     Returns the run's record with "finished" and the last metrics. Raises TrainingError where a run
-    cannot start, resume or go on; what was saved stays as it was. SIGINT (Ctrl-C) and SIGTERM end the
+    cannot start, resume or go on; what was saved stays as it was. SIGINT (Ctrl-C), SIGTERM and SIGHUP end the
     step, save, say how to go on, and then do what they do elsewhere: KeyboardInterrupt, exit with 143.
     The host's random numbers, Accelerator and signal handlers are afterwards what they were.
     Several processes, on GPUs or CPUs: `torchrun --nproc-per-node N -m i2sb_lib train …`, or on GPUs
     `accelerate launch`, which on CPUs starts one process only and is refused.
     """
     try:
-        with torch.enable_grad():  # whatever the host has
+        with torch.inference_mode(False), torch.enable_grad():  # whatever the host has
             return _train(config, resume, own)
     except (MemoryError, RuntimeError) as error:
         if not faults.is_out_of_memory(error):
@@ -268,7 +268,7 @@ def _train(config: TrainConfig, resume: bool, own: dict[str, Any]) -> dict[str, 
     config, before, main = run.config, run.seconds, run.host.main
     metrics, show = dict[str, float](), config.progress and main
     bar = progress(desc="training", unit="steps", show=show, total=config.steps, initial=run.step)
-    stop = 0  # 1: out of time; else the number of a signal
+    stop = 0  # 1: out of time; else one more than the number of a signal
     if run.step == config.steps:
         run.save()  # a kill may have come between the last state and its weights
     with faults.noted_signals() as signals:
@@ -284,7 +284,7 @@ def _train(config: TrainConfig, resume: bool, own: dict[str, Any]) -> dict[str, 
             if (run.step % config.eval_every == 0 or last) and main:
                 metrics = {k: round(v, 3) for k, v in run.monitor().items() if k != "step"}
             late = config.minutes is not None and run.seconds - before > 60 * config.minutes
-            stop = run.host.largest(signals[0] if signals else int(late))
+            stop = run.host.largest(signals[0] + 1 if signals else int(late))
             if run.step % config.save_every == 0 or last or stop:
                 run.save()
     bar.close()
@@ -292,9 +292,8 @@ def _train(config: TrainConfig, resume: bool, own: dict[str, Any]) -> dict[str, 
         run.writer.close()
     if stop > 1:
         if main:
-            said = (
-                f"stopped by {signal.Signals(stop).name} at step {run.step} of {config.steps}, which is saved"
-            )
+            by = signal.Signals(stop - 1).name
+            said = f"stopped by {by} at step {run.step} of {config.steps}, which is saved"
             print(f"{said}; go on with: i2sb train --resume --out {config.out}", file=sys.stderr, flush=True)
-        faults.pass_on(stop)
+        faults.pass_on(stop - 1)
     return {**run.record(), **metrics, "finished": run.step >= config.steps}

@@ -312,7 +312,7 @@ def test_errors():
 def test_what_is_no_bridge_is_refused():
     bridge, pictures = I2SB["symmetric"], torch.full((2, 3, 2, 2), 200, dtype=torch.uint8)
     for call in (bridge.q_mean_var, bridge.q_sample, bridge.target, bridge.predict_x0):
-        with pytest.raises(ValueError, match=r"floating-point numbers, .* got torch\.uint8"):
+        with pytest.raises(ValueError, match=r"floating-point numbers,.* got torch\.uint8"):
             call(0.5, pictures, pictures)
     for eta in (-1.0, 1.5, float("nan")):
         with pytest.raises(ValueError, match="expected eta from 0 to 1, got"):
@@ -324,6 +324,30 @@ def test_what_is_no_bridge_is_refused():
         Bridge.ddbm_vp(beta_min=-1.0)
     with pytest.raises(TypeError):
         Bridge.ddbm_vp(0.1, 2.1)  # which of the two is which?
+
+
+def test_each_of_several_tensors_has_to_be_of_floats():
+    bridge, x, whole = I2SB["symmetric"], torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.int64)
+    calls = (
+        lambda: bridge.q_mean_var(0.5, x, whole),
+        lambda: bridge.p_mean_var(0.2, 0.5, x, whole),
+        lambda: bridge.target(0.5, x, whole),
+        lambda: bridge.predict_x0(0.5, x, whole),
+        lambda: bridge.q_sample(0.5, x, x, whole),
+    )
+    for call in calls:
+        with pytest.raises(ValueError, match=r"floating-point numbers, got torch\.int64"):
+            call()
+
+
+def test_a_step_s_times_are_of_one_shape():
+    s, t = torch.tensor([0.1, 0.2]), torch.tensor([[0.5], [0.6]])
+    for wrong in (t, torch.tensor([0.5, 0.6, 0.7])):
+        with pytest.raises(ValueError, match=r"s and t of one shape, got \(2,\) and"):
+            I2SB["symmetric"].step(s, wrong)
+    for eta in ("1", None):
+        with pytest.raises(ValueError, match="expected eta from 0 to 1, got"):
+            I2SB["symmetric"].step(0.1, 0.5, eta)
 
 
 def test_a_step_takes_floats():

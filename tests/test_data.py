@@ -323,6 +323,9 @@ def test_the_book_s_training_photographs(shared_data, tmp_path):
         ({"size": (1, 2, 3)}, r"size .* got \(1, 2, 3\)"),
         ({"crops": -1}, "crops of at least 0, got -1"),
         ({"channels": 2}, "expected 1, 3 or 4 channels, got 2"),
+        ({"channels": [3]}, r"expected 1, 3 or 4 channels, got \[3\]"),
+        ({"channels": True}, "expected 1, 3 or 4 channels, got True"),
+        ({"crops": True}, "crops of at least 0, got True"),
     ],
 )
 def test_options_that_cannot_be_are_refused_in_a_sentence(options, words, tmp_path):

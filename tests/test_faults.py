@@ -196,7 +196,7 @@ def test_a_damaged_or_foreign_state_is_refused_and_nothing_in_it_runs(tiny, unbr
 
 def test_signals_save_say_how_to_go_on_and_exit(tiny, unbroken, monkeypatch, capsys):  # noqa: F811
     handlers, command = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)], flags(tiny)
-    for at, number, code in ((1, signal.SIGINT, 130), (4, signal.SIGTERM, 143)):
+    for at, number, code in ((1, signal.SIGINT, 130), (3, signal.SIGHUP, 129), (5, signal.SIGTERM, 143)):
         with monkeypatch.context() as patch:
             at_step(patch, at, lambda number=number: [os.kill(os.getpid(), number) for _ in "12"] and None)
             with pytest.raises(SystemExit) as stop:

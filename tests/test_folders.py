@@ -1,8 +1,10 @@
 """One image or a folder of them: nothing of a stranger's is lost, and what is not done is said."""
 
+import contextlib
 import errno
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -438,3 +440,34 @@ def test_an_empty_name_is_not_the_current_folder(tmp_path, monkeypatch, paths):
     what = "source" if "" in paths[:-1] else "target"
     assert told("degrade", *paths) == f"i2sb: expected an image or a folder as the {what}, got an empty name"
     assert set(tree(tmp_path)) == {"a.png"}
+
+
+def test_a_link_to_itself_is_one_file_s_failure_and_no_link_is_written_over(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    for name in ("a.png", "c.png"):
+        photograph(0).save(tmp_path / "in" / name)
+    (tmp_path / "in" / "b.png").symlink_to("b.png")
+    with pytest.raises(SystemExit, match=r"i2sb: .*b\.png"):
+        main(["degrade", str(tmp_path / "in"), str(tmp_path / "out")])
+    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == ["a.png", "c.png"]
+    for target in ("nowhere.png", "link.png"):
+        (tmp_path / "link.png").unlink(missing_ok=True)
+        (tmp_path / "link.png").symlink_to(target)
+        with pytest.raises(SystemExit, match=r"overwrites no link, got .*link\.png"):
+            main(["degrade", str(tmp_path / "in" / "a.png"), str(tmp_path / "link.png")])
+        assert (tmp_path / "link.png").is_symlink()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a full disk is Linux's /dev/full")
+def test_an_stderr_that_is_full_fails_nothing(tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    photograph(0).save(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "note.txt").write_text("skipped, and said on stderr")
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        main(["degrade", str(tmp_path / "in"), str(tmp_path / "out")])
+        assert sys.stderr is full
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            full.close()
+    assert (tmp_path / "out" / "a.png").exists()
