@@ -25,11 +25,12 @@ from i2sb_lib.baselines import Wiener, richardson_lucy, tikhonov
 from i2sb_lib.checkpoints import load_pretrained
 from i2sb_lib.config import config_hash
 from i2sb_lib.data import fingerprint, load_images
-from i2sb_lib.degradations import Compose, Degradation, Separable, create_degradation
+from i2sb_lib.degradations import Compose, Degradation, create_degradation
 from i2sb_lib.devices import device_name
 from i2sb_lib.evaluation import METRICS, consistency, evaluate
 from i2sb_lib.files import atomic_write, git_commit
 from i2sb_lib.images import open_image, save_image, to_float, to_tensor
+from i2sb_lib.operators import Separable
 
 SHOWN = 8
 
