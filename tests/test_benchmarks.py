@@ -13,6 +13,7 @@ from i2sb_lib.checkpoints import load_pretrained
 from i2sb_lib.config import PRESETS
 from i2sb_lib.data import load_images
 from i2sb_lib.degradations import create_degradation
+from i2sb_lib.estimation import estimate_sigma
 from i2sb_lib.evaluation import evaluate
 from i2sb_lib.images import open_image, save_image, to_float, to_tensor
 from i2sb_lib.training import Trainer
@@ -57,7 +58,9 @@ def test_a_ladder_grows_and_states_what_evaluate_finds(ladder, tmp_path):
 
 def test_the_rates_of_fit_are_those_that_the_model_gives(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        sys, "argv", ["fit.py", "--data", "embedded", "--limit", "40", "--out", str(tmp_path)]
+        sys,
+        "argv",
+        ["fit.py", "--data", "embedded", "--limit", "40", "--estimates", "1", "--out", str(tmp_path)],
     )
     script("fit").main()
     record = json.loads((tmp_path / "metrics.json").read_text())
@@ -68,6 +71,9 @@ def test_the_rates_of_fit_are_those_that_the_model_gives(tmp_path, monkeypatch):
     found = load_pretrained("celeba64-deblur", "cpu").fit(blurred)
     assert warned["sigma 1.75"] == pytest.approx(float((found > record["above"]).double().mean()), abs=1e-4)
     assert (warned["its own"], warned["its own, JPEG 98"], warned["no damage"]) == (0, 1, 1)
+    told = {(r["after"], r["sigma"]): r["median"] for r in record["estimates"]}
+    one = create_degradation("blur-gauss", quantise=True, sigma=2.5)(to_float(load_images("embedded")[:1]))
+    assert told["8 bits", 2.5] == pytest.approx(float(estimate_sigma(one)), abs=1e-3)
 
 
 def test_the_parts_of_an_error_are_its_whole_and_lie_where_their_frequency_is():
