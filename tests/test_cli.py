@@ -459,18 +459,13 @@ def test_a_command_starts_without_what_it_may_never_need():
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="closes what a shell closes")
-@pytest.mark.parametrize("command", ["restore", "train", "evaluate"])
-def test_a_closed_stderr_changes_nothing(tmp_path, run_folder, photos, i2sb, command):
-    ours = ["--checkpoint", run_folder, "--nfe", 1]
+def test_a_closed_stderr_changes_nothing(tmp_path, photos, i2sb):
     flags = ["--network", "unet-tiny", "--steps", 1, "--batch-size", 4, "--holdout", 4, "--size", 16]
-    args = {"restore": [photos / "00.png", f"{tmp_path}/out/", *ours],
-            "train": ["--data", photos, "--out", tmp_path / "out", *flags, "--precision", "no"],
-            "evaluate": ["--data", photos, "--out", tmp_path / "out", *ours]}[command]  # fmt: skip
-    done = i2sb(command, *args, stderr=None, preexec_fn=lambda: os.close(2))
-    said, wanted = done.communicate(timeout=120)[0], {"restore": "00.png", "train": "state.pt"}
+    args = ["--data", photos, "--out", tmp_path / "out", *flags, "--precision", "no"]
+    done = i2sb("train", *args, stderr=None, preexec_fn=lambda: os.close(2))
+    assert "i2sb: " not in done.communicate(timeout=120)[0]
     assert done.returncode == 0
-    assert "i2sb: " not in said
-    assert (tmp_path / "out" / wanted.get(command, "metrics.json")).is_file()
+    assert (tmp_path / "out" / "state.pt").is_file()
 
 
 def test_output_that_nobody_reads_ends_the_command_in_silence(monkeypatch):
