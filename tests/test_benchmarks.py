@@ -254,7 +254,8 @@ def test_a_task_is_trained_once_measured_and_looked_at(tasks, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:restore")  # a model of a blur is given other damage
-def test_a_walk_keeps_what_is_imposed_and_is_else_that_of_restore(run_folder):
+def test_a_walk_keeps_what_is_imposed_and_is_else_that_of_restore(run_folder, monkeypatch):
+    monkeypatch.setattr("i2sb_lib.restoration.auto_precision", lambda device: "no")  # on any processor
     module, x0 = script("tasks"), to_float(load_images("embedded", "test")[:2])
     model = load_pretrained(run_folder)
     for task in ("inpainting", "colour"):
