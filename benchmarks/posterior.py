@@ -2,10 +2,10 @@
 
 A diffusion of clean photographs is trained with a network, a budget and a recipe of the ladder's, on nothing
 but the photographs: its input x1 is zero everywhere. To restore, each of its guesses is moved towards what
-was seen, x0_hat + K (y - H x0_hat) with K = H^T (H H^T + lam_t)^-1 and lam_t = zeta s^2 / r_t^2, the update of
-[Zhu et al. 2023, DiffPIR] and [Wang et al. 2023, DDNM+]: s^2 is the variance of rounding to 8 bits, and r_t^2
-that of the guess's error, measured on training photographs that were set aside. zeta and the noise eta of the
-steps are chosen on those too, by LPIPS, for each number of calls.
+was seen, x0_hat + K (y - H x0_hat) with K = H^T (H H^T + lam_t)^-1 and lam_t = zeta s^2 / r_t^2. That is the
+update of [Zhu et al. 2023, DiffPIR] and [Wang et al. 2023, DDNM+]: s^2 is the variance of rounding to 8 bits,
+and r_t^2 that of the guess's error, measured on training photographs that were set aside. zeta and the noise
+eta of the steps are chosen on those too, by LPIPS, for each number of calls.
 
     python benchmarks/posterior.py --train PATH --data PATH [--out data/runs/posterior] [--work PLACE]
 """
