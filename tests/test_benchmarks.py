@@ -1,21 +1,24 @@
 """The scripts that measure: what they write can be resumed, joined again and trusted."""
 
+import contextlib
 import dataclasses
 import json
 import math
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import ROOT, script
 
+from i2sb_lib.bridge import Bridge
 from i2sb_lib.checkpoints import load_pretrained
 from i2sb_lib.config import PRESETS
 from i2sb_lib.data import load_images
 from i2sb_lib.degradations import create_degradation
 from i2sb_lib.estimation import estimate_sigma
 from i2sb_lib.evaluation import evaluate
-from i2sb_lib.images import open_image, save_image, to_float, to_tensor
+from i2sb_lib.images import open_image, quantise, save_image, to_float, to_tensor
 from i2sb_lib.training import Trainer
 
 pytestmark = pytest.mark.slow
@@ -270,3 +273,76 @@ def test_a_walk_keeps_what_is_imposed_and_is_else_that_of_restore(run_folder, mo
     walked = module.walk(model, x1, 3, "inpainting")
     assert torch.equal(walked[~gap], x1[~gap])
     assert not torch.equal(walked[gap], x1[gap])
+
+
+def test_a_student_is_taught_the_walks_of_its_teacher():
+    module, teacher = script("student"), load_pretrained("celeba64-deblur")
+    x0 = to_float(load_images("embedded", "test")[:4])
+    x1, seeds = create_degradation("blur-gauss", quantise=True)(x0), [5, 2**30, 7, 8]
+    times = teacher.denoiser.bridge.schedule.grid(3, 2.0)
+    ends = module.walk(teacher.denoiser, x1, times, seeds)
+    torch.testing.assert_close(ends, teacher.restore(x1, 3, "dbim", seeds, power=2.0), rtol=0, atol=0.02)
+    student = module.Student(teacher.denoiser.config)
+    student.load_state_dict(teacher.denoiser.state_dict())
+    s, z = times[1].float().expand(4), module.noises(seeds, x1)
+    with torch.no_grad():
+        said = student.answer(x1, s, z)
+        torch.testing.assert_close(student.loss(ends, x1, s, z), (said - ends).square().mean((1, 2, 3)))
+    # the walk's noise is z: its state after one step, and so its end, lies nearer to that of its own z
+    off = [
+        (said - module.walk(teacher.denoiser, x1, times, other)).square().mean()
+        for other in (seeds, seeds[::-1])
+    ]
+    assert off[0] < 0.9 * off[1]
+    again = module.answers(student, x1, float(times[1]), seeds)
+    torch.testing.assert_close(again, said.clamp(-1, 1), rtol=0, atol=0.02)
+
+
+def test_a_lesson_flips_x1_noise_and_end_together(tiny, tmp_path):
+    module = script("student")
+    config = dataclasses.replace(tiny, cond_x1=True, batch_size=8)
+    teacher = Trainer(config).ema
+    lesson = module.Lesson(dataclasses.replace(config, out=str(tmp_path / "s")), teacher, None, 0.5)
+    images = lesson.batches.images
+    lesson.batches.ends = images.flip(-2)  # what an end is to its x0, this keeps also where both are mirrored
+    end, x1, t, z = lesson.batches(0)
+    assert torch.equal(t, torch.full((8,), 0.5))
+    places = lesson.batches.places[lesson.batches.indices(0)]
+    x0, noise = to_float(images[places]), module.noises(places.tolist(), end)
+    flipped = torch.tensor([not torch.equal(a.flip(-2), b) for a, b in zip(x0, end, strict=True)])
+    assert 0 < flipped.sum() < 8
+    turn = flipped.reshape(-1, 1, 1, 1)
+    assert torch.equal(end, torch.where(turn, x0.flip(-1), x0).flip(-2))
+    assert torch.equal(z, torch.where(turn, noise.flip(-1), noise))
+    torch.testing.assert_close(x1, lesson.degrade(end.flip(-2), None), rtol=0, atol=0.01)
+    lesson.optimise()
+    assert lesson.step == 1
+
+
+def test_a_posterior_sampler_knows_its_error_and_keeps_what_was_seen():
+    module, v = script("posterior"), 0.01
+    bridge = Bridge.diffusion()
+
+    class White:  # E[x0 | x_t] of pixels drawn from N(0, v)
+        def __init__(self):
+            self.bridge = bridge
+
+        def __call__(self, xt, t, x1):
+            assert not x1.any()
+            a, _, c = bridge.coefficients(t.reshape(-1, 1, 1, 1))
+            return a * v / (a**2 * v + c**2) * xt
+
+    prior = SimpleNamespace(denoiser=White(), device=torch.device("cpu"))
+    blur = create_degradation("blur-gauss")
+    restore = module.Sampler(prior, blur)
+    restore.fast = contextlib.nullcontext()
+    x0 = v**0.5 * torch.randn(64, 3, 16, 16)
+    restore.measure(x0, bridge.schedule.grid(5))
+    for t, error in restore.errors.items():
+        a, _, c = (float(k) for k in bridge.coefficients(torch.tensor(t)))
+        assert error == pytest.approx(v * c**2 / (a**2 * v + c**2), rel=0.03)
+    y = quantise(blur(x0[:4].clamp(-1, 1)))
+    seen = [blur(restore(y, 5, zeta, 1.0)) - y for zeta in (1.0, 100.0, 1e6)]
+    off = [float(s.square().mean()) for s in seen]
+    assert off[0] < 2 * module.ROUNDING, off
+    assert off[0] <= off[1] < off[2]
