@@ -48,9 +48,13 @@ def _private_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def _interruptible():
-    """A shell's background jobs ignore Ctrl-C, and what they start as well: tests of it need it back."""
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Background jobs ignore Ctrl-C, those under nohup SIGHUP, and what they start as well: tests need both."""
+    usual = {signal.SIGINT: signal.default_int_handler}
+    if hasattr(signal, "SIGHUP"):
+        usual[signal.SIGHUP] = signal.SIG_DFL
+    for number, handler in usual.items():
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)
