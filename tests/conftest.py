@@ -48,7 +48,7 @@ def _private_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def _interruptible():
-    """Background jobs ignore Ctrl-C, those under nohup SIGHUP, and what they start as well: tests need both."""
+    """Background jobs ignore Ctrl-C, those under nohup SIGHUP, and what they start: tests need both."""
     usual = {signal.SIGINT: signal.default_int_handler}
     if hasattr(signal, "SIGHUP"):
         usual[signal.SIGHUP] = signal.SIG_DFL
