@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 import re
 import shutil
 import sys
@@ -123,6 +124,7 @@ class Evaluate:
     samplers: tuple[Sampler, ...] = ("sde",)  # each with each nfe
     metrics: tuple[str, ...] | None = None  # among psnr ssim lpips fid kid; psnr, and ssim if installed
     limit: int | None = None  # only the first so many images
+    crops: int | None = None  # parts of each image at its own scale; 0: its middle, made small
     skip_corrupt: bool = False  # leave out files that cannot be read, and name them
     seed: int = 0  # of the degradation and the samplers
     power: float = 1.0  # of the time grid; 2 puts more of few calls near the clean end
@@ -154,6 +156,7 @@ class Evaluate:
             check_writable(out)
         how = {"split": self.split, "skip_corrupt": self.skip_corrupt}
         how |= {"size": sides(training["size"]), "channels": model.denoiser.config.channels}
+        how["crops"] = crops = min(1, training.get("crops", 0)) if self.crops is None else self.crops
         if degrade:
             clean = load_images(self.data, **how)
         else:
@@ -170,7 +173,7 @@ class Evaluate:
         how = {"power": self.power, "consistency": self.consistency}
         content = {
             "data": {"source": Path(self.data).name, "images": len(x0), "fingerprint": fingerprint(clean)},
-            "seed": self.seed,
+            **({"seed": self.seed, "crops": crops} if crops else {"seed": self.seed}),
             **how,
             "git_commit": git_commit(),
             "device": device_name(next(model.denoiser.parameters()).device),
@@ -196,8 +199,10 @@ class Evaluate:
             return
         out, history = Path(self.out), model.folder / "history.json"
         save_image(torch.cat([torch.cat(list(r), dim=-1) for r in sheet], dim=-2), out / "restored.png")
-        if history.exists() and not (out / "history.json").exists():
-            shutil.copy(history, out / "history.json")
+        if model.folder.resolve() != out.resolve() and not (out / "state.pt").exists():  # which has its own
+            (out / "history.json").unlink(missing_ok=True)  # of a model evaluated before
+            if history.exists():
+                shutil.copy(history, out / "history.json")
         (out / "metrics.partial.json").replace(out / "metrics.json")
 
 
@@ -220,7 +225,7 @@ class Info:
             return
         model = load_pretrained(self.checkpoint, "cpu")
         card = model.folder / "README.md"
-        print(card.read_text(encoding="utf-8") if card.exists() else f"{model.folder}: no model card")
+        print(card.read_text("utf-8", "replace") if card.exists() else f"{model.folder}: no model card")
         content = {"model": dataclasses.asdict(model.denoiser.config), **model.record}
         print(json.dumps(content, indent=1))
 
@@ -270,6 +275,10 @@ def _start(args: list[str]) -> Train:
 def main(args: list[str] | None = None) -> None:
     """Entry point; leaves by SystemExit where a command fails."""
     name, *rest = (sys.argv[1:] if args is None else args) or ["--help"]
+    # ~ is the home folder also after "=" and in quotes, where no shell says so
+    rest = ["=".join([*flag, os.path.expanduser(last)]) for *flag, last in (a.split("=", 1) for a in rest)]
+    if os.environ.get("COLUMNS") in list("123456789"):  # where the help is never done
+        os.environ["COLUMNS"] = "80"
     if name not in COMMANDS:
         asked = {"-h": __doc__, "--help": __doc__, "--version": f"i2sb {i2sb_lib.__version__}"}
         print(asked.get(name) or f"i2sb: expected one of {list(COMMANDS)}, got {name!r}")

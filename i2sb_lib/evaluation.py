@@ -133,6 +133,8 @@ def check_metrics(metrics: Sequence[str] | None = None, shape: Sequence[int] | N
         if shape and min(shape[-2:]) < _SIDE.get(name, 1):
             sides = f"{shape[-2]} x {shape[-1]}"
             raise ValueError(f"{name}: expected images of at least {_SIDE[name]} pixels a side, got {sides}")
+        if shape and name in ("lpips", "fid", "kid") and shape[1] == 4:
+            raise ValueError(f"{name}: expected images of 1 or 3 channels, got 4")
         if shape and name in ("fid", "kid") and shape[0] < 2:
             raise ValueError(f"{name} compares two sets: expected at least 2 images in each, got {shape[0]}")
     return list(metrics)
@@ -174,15 +176,18 @@ def evaluate(x0_hat: Tensor, x0: Tensor, metrics: Sequence[str] | None = None) -
     """
     x, y = _check_pair(x0_hat, x0)
     metrics = check_metrics(metrics, x.shape)
-    per_image = {"psnr": psnr, "ssim": _ssim, "lpips": _lpips}
+    per_image, out, name = {"psnr": psnr, "ssim": _ssim, "lpips": _lpips}, dict[str, Metric](), ""
     try:
-        out = {name: bootstrap(f(x, y)) for name, f in per_image.items() if name in metrics}
+        for name in (n for n in per_image if n in metrics):
+            out[name] = bootstrap(per_image[name](x, y))
         if sets := {"fid", "kid"} & set(metrics):
+            name = " and ".join(sorted(sets))
             out |= _fidelity(x, y, sets)
-    except (ImportError, OSError) as error:  # no package, or no weights and no network
-        raise MetricUnavailable(
-            f"{', '.join(metrics)}: a metric cannot be loaded ({error}). The packages are those of {EXTRA}"
-        ) from error
+    except ImportError as error:
+        raise MetricUnavailable(f"{name} cannot be loaded ({error}): {EXTRA}") from error
+    except OSError as error:
+        said = f"{name}: its weights are not on this machine and cannot be downloaded ({error})"
+        raise MetricUnavailable(said) from error
     values = out["psnr"].per_image if "psnr" in out else None
     if values is not None and bool(values.isinf().any()):
         finite = values[values.isfinite()]

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from i2sb_lib.data import Size, content_key, fit, preparation, prepared
+from i2sb_lib.data import Size, content_key, fit, preparation, prepared, sides
 from i2sb_lib.faults import warn
 from i2sb_lib.images import MODES
 from i2sb_lib.sources import open_source, split_column
@@ -57,10 +57,25 @@ def load_pairs(
             raise ValueError(f"{clean} and {degraded}: expected pairs, got {what}{', …' * (len(alone) > 20)}")
         warn(f"left out {what}")
     rows = [(ours[at][0], [ours[at][1], theirs[at][1]]) for at in both]
+    _say_if_shrunk(degraded, rows, how)
     columns = [split_column(str(source))[1] for source in (clean, degraded)]
     key = content_key([*files, *others], split, how, f":{len(files)}:{columns}")
     x0, x1 = prepared(f"{clean} and {degraded}", rows, key, how)
     return x0, x1
+
+
+def _say_if_shrunk(degraded: str | Path, rows: list[Any], how: Any) -> None:
+    """Damage is made small with its picture, and what is left of it may be next to nothing."""
+    try:
+        width, height = rows[0][1][1]().size
+    except (ValueError, OSError, IndexError):  # which is said where all are read
+        return
+    small = sides(how.size)
+    if not how.crops and height > small[0] and width > small[1]:
+        said = (
+            f"{degraded}: pictures such as the first, of {height} x {width}, are made {small[0]} x {small[1]}"
+        )
+        warn(f"{said}, and their damage small with them; crops (--crops N) cuts parts at their own scale")
 
 
 def as_images(items: Any, size: Size, channels: int, name: str = "images") -> tuple[Tensor, Tensor | None]:

@@ -127,6 +127,8 @@ def sample(
 
     def noise() -> Tensor:
         if isinstance(generator, Sequence):
+            if not generator:
+                return torch.zeros_like(x1)
             how: dict[str, Any] = {"device": generator[0].device, "dtype": torch.float32}
             drawn = torch.stack([torch.randn(x1.shape[1:], generator=g, **how) for g in generator])
             return (drawn.pin_memory() if x1.is_cuda else drawn).to(x1, non_blocking=True)  # no wait

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import numbers
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,8 +108,8 @@ class SymmetricSchedule(Schedule):
 
     def __post_init__(self) -> None:
         low, high = sorted((self.beta_min, self.beta_max))
-        if not 0 <= low <= high <= sys.float_info.max / 2 or high == 0:
-            raise ValueError(f"expected finite beta_min and beta_max >= 0, not both 0, got {self}")
+        if not 0 <= low <= high <= 1e18 or high < 1e-18:  # single precision squares and divides by them
+            raise ValueError(f"expected beta_min and beta_max >= 0 and one from 1e-18 to 1e18, got {self}")
 
     @property
     def total(self) -> float:  # type: ignore[override]
@@ -147,6 +146,8 @@ class TableSchedule(Schedule):
                 "expected a 1-D table of non-negative betas with a finite positive sum, "
                 f"got shape {tuple(betas.shape)}"
             )
+        if min(betas[0], betas[-1]) <= 0:  # where sigma_t, or its counterpart, would be zero on an interval
+            raise ValueError(f"expected betas above 0 at both ends, got {betas[0]:g} and {betas[-1]:g}")
         self.betas, zero = betas, betas.new_zeros(1)
         self._fwd = torch.cat([zero, betas.cumsum(0)])
         # from the far end, so that neither end is the difference of two large numbers

@@ -10,10 +10,11 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, photograph
-from PIL import Image
+from PIL import Image, ImageFilter
 
 import i2sb_lib
 from i2sb_lib import cli, folders
@@ -475,3 +476,85 @@ def test_output_that_nobody_reads_ends_the_command_in_silence(monkeypatch):
     monkeypatch.setattr(sys, "stdout", gone)
     assert code_of("info") == 141
     gone.close()  # what it still held goes nowhere, and is no error
+
+
+def test_an_evaluation_of_pairs_can_keep_their_scale(tmp_path, run_folder, capsys):
+    for i in range(4):
+        big = Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+        for folder, image in (("clean", big), ("soft", big.filter(ImageFilter.GaussianBlur(2)))):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            image.save(tmp_path / folder / f"{i}.png")
+    command = ["evaluate", "--checkpoint", run_folder, "--nfe", 1, "--metrics", "psnr"]
+    pairs = ["--data", tmp_path / "clean", "--degraded", tmp_path / "soft"]
+    x0, x1 = (
+        np.stack([np.asarray(Image.open(f)) for f in sorted((tmp_path / n).iterdir())])
+        for n in ("clean", "soft")
+    )
+    whole = -10 * np.log10(((x0 / 255.0 - x1 / 255.0) ** 2).mean((1, 2, 3)))
+    found = {}
+    for crops in (0, 8):
+        main([str(a) for a in (*command, *pairs, "--crops", crops, "--out", tmp_path / f"out {crops}")])
+        record = json.loads((tmp_path / f"out {crops}" / "metrics.json").read_text())
+        found[crops] = record["results"][0]["psnr"]["value"]
+        assert record.get("crops", 0) == crops
+        assert ("made 16 x 16" in capsys.readouterr().err) == (not crops)
+    assert found[8] == pytest.approx(whole.mean(), abs=2)
+    assert found[0] > whole.mean() + 5  # what was measured before, without a word
+
+
+def test_a_second_evaluation_leaves_no_history_of_the_first(tmp_path, run_folder, photos):
+    other, out = tmp_path / "other", tmp_path / "out"
+    shutil.copytree(run_folder, other)
+    (other / "state.pt").unlink()
+    (other / "history.json").write_text("[]")
+    command = ["evaluate", "--data", photos, "--nfe", 1, "--metrics", "psnr", "--out", out, "--checkpoint"]
+    first = (run_folder / "history.json").read_text()
+    for checkpoint, history in ((run_folder, first), (other, "[]"), (run_folder, first)):
+        main([str(a) for a in (*command, checkpoint)])
+        assert (out / "history.json").read_text() == history
+    (other / "history.json").unlink()
+    main([str(a) for a in (*command, other)])
+    assert not (out / "history.json").exists()
+    main([str(a) for a in (*command[:-2], other, "--checkpoint", other)])  # beside its own weights
+    assert not (other / "history.json").exists()
+
+
+def test_a_tilde_is_home_wherever_it_stands(tmp_path, monkeypatch, photos):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    main(["degrade", str(photos), "~/a b/"])
+    main(
+        [
+            "train",
+            f"--data={photos}",
+            "--out=~/run",
+            *[
+                "--size=16",
+                "--network=unet-tiny",
+                "--steps=1",
+                "--batch-size=4",
+                "--holdout=4",
+                "--no-progress",
+            ],
+        ]
+    )
+    assert sorted(f.name for f in (tmp_path / "home").iterdir()) == ["a b", "run"]
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["home"]
+    (tmp_path / "~odd").mkdir()  # of no user
+    main(["degrade", str(photos / "00.png"), "~odd/x.png"])
+    assert (tmp_path / "~odd" / "x.png").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("columns", ["1", "9"])
+def test_help_is_done_in_a_narrow_terminal(i2sb, columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    out, _ = i2sb("degrade", "--help").communicate(timeout=30)
+    assert "--noise" in out
+
+
+def test_a_card_in_another_encoding_is_shown_all_the_same(tmp_path, run_folder, capsys):
+    shutil.copytree(run_folder, tmp_path / "run")
+    (tmp_path / "run" / "README.md").write_bytes("modèle".encode("latin-1"))
+    main(["info", str(tmp_path / "run")])
+    assert "mod\ufffdle" in capsys.readouterr().out

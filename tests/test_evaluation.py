@@ -277,3 +277,22 @@ def test_diversity_is_the_mean_lpips_of_pairs(pair, lpips_weights):
     pairs = [evaluate(samples[i], samples[j], ["lpips"])["lpips"].value for i, j in ((1, 0), (2, 0), (2, 1))]
     assert calibration(samples, pair[1], lpips=True).diversity == pytest.approx(sum(pairs) / 3)
     assert calibration(samples, pair[1]).diversity is None
+
+
+@pytest.mark.parametrize("name", ["lpips", "fid", "kid"])
+def test_metrics_of_networks_refuse_a_fourth_channel(name):
+    with pytest.raises(ValueError, match=f"{name}: expected images of 1 or 3 channels, got 4"):
+        evaluate(torch.zeros(2, 4, 64, 64), torch.zeros(2, 4, 64, 64), [name])
+
+
+@pytest.mark.parametrize("error", [OSError("no network"), ImportError("no such module")])
+def test_the_metric_that_cannot_be_had_is_named_alone(monkeypatch, error):
+    def fail(device):
+        raise error
+
+    monkeypatch.setattr("i2sb_lib.evaluation._alex", fail)
+    x = torch.linspace(-1, 1, 3 * 64 * 64).reshape(1, 3, 64, 64)
+    with pytest.raises(MetricUnavailable, match=r"^lpips") as said:
+        evaluate(x, 0.9 * x, ["psnr", "lpips"])
+    assert str(error) in str(said.value)
+    assert ("pip install" in str(said.value)) == isinstance(error, ImportError)

@@ -1,6 +1,7 @@
 """Pairs of one's own: from folders, zips and parquet, by name, and from memory."""
 
 import io
+import warnings
 import zipfile
 
 import numpy as np
@@ -181,3 +182,18 @@ class TestMemory:
     def test_other_things_are_refused_in_a_sentence(self, items, message):
         with pytest.raises(ValueError, match=message):
             as_images(items, 8, 3)
+
+
+def test_pairs_that_are_made_small_say_that_their_damage_is_too(folders):
+    def said(**how):
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            load_pairs(*folders, progress=False, **how)
+        return [str(w.message) for w in found]
+
+    (line,) = said(size=16)
+    assert "of 20 x 24, are made 16 x 16" in line
+    assert "--crops N" in line
+    assert not said(size=16, crops=2)
+    assert not said(size=(20, 24))
+    assert not said(size=20)  # cut, and at its own scale

@@ -278,3 +278,9 @@ def test_gradients_pass_through_the_walk_where_they_are_asked_for():
     (slope,) = torch.autograd.grad(end(c, grad=True), c)
     wanted = (end(c.detach() + 1e-5) - end(c.detach() - 1e-5)) / 2e-5
     torch.testing.assert_close(slope, wanted, rtol=1e-6, atol=0)
+
+
+def test_no_images_are_restored_to_none():
+    x = torch.zeros(0, 3, 4, 4)
+    for sampler in ("sde", "dbim"):
+        assert sample(lambda xt, t: xt, BRIDGE, x, 3, sampler, generator=[]).x.shape == x.shape

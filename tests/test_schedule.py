@@ -6,6 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from i2sb_lib.bridge import Bridge
+from i2sb_lib.samplers import sample
 from i2sb_lib.schedule import Schedule, check_times, symmetric_betas
 
 F64 = torch.float64
@@ -128,13 +130,20 @@ def test_shape_and_dtype_follow_the_times(schedule):
         (lambda: symmetric_betas(0), "even n of at least 2, got n=0"),
         (lambda: Schedule.symmetric(beta_max=-1), r"beta_min and beta_max >= 0.*beta_max=-1"),
         (lambda: Schedule.symmetric(beta_max=float("nan")), "beta_min and beta_max >= 0.*nan"),
-        (lambda: Schedule.constant(0), "not both 0"),
+        (lambda: Schedule.constant(0), "one from 1e-18 to 1e18"),
         (lambda: Schedule.from_betas(torch.ones(2, 2)), r"1-D table.*got shape \(2, 2\)"),
         (lambda: Schedule.from_betas(torch.tensor([0.1, -0.1, 1])), "non-negative betas"),
         (lambda: Schedule.from_betas(torch.zeros(3)), "finite positive sum"),
-        (lambda: Schedule.symmetric(beta_max=float("inf")), "finite beta_min and beta_max"),
-        (lambda: Schedule.symmetric(beta_max=10**400), "finite beta_min and beta_max"),
+        (lambda: Schedule.symmetric(beta_max=float("inf")), "one from 1e-18 to 1e18"),
+        (lambda: Schedule.symmetric(beta_max=10**400), "one from 1e-18 to 1e18"),
         (lambda: Schedule.from_betas(torch.tensor([0.1, float("inf")])), "finite positive sum"),
+        (
+            lambda: Schedule.from_betas(torch.tensor([0.0, 0.0, 1.0, 1.0])),
+            "above 0 at both ends, got 0 and 1",
+        ),
+        (lambda: Schedule.from_betas(torch.tensor([1.0, 1.0, 0.0])), "above 0 at both ends, got 1 and 0"),
+        (lambda: Schedule.constant(1e-320), "one from 1e-18 to 1e18"),
+        (lambda: Schedule.constant(1e180), "one from 1e-18 to 1e18"),
         (lambda: Schedule.symmetric().grid(0), "whole number of steps, at least one, .*got n=0"),
         (lambda: Schedule.symmetric().grid(2.5), r"whole number of steps, .*got n=2\.5"),
         (lambda: Schedule.symmetric().grid(True), "whole number of steps, .*got n=True"),
@@ -167,3 +176,11 @@ def test_the_two_betas_cannot_be_confused():
     with pytest.raises(TypeError, match="positional"):
         Schedule.symmetric(0.1, 0.3)
     assert Schedule.symmetric(beta_min=0.1, beta_max=0.3) == SCHEDULES["symmetric"]
+
+
+@pytest.mark.parametrize("beta", [1e-18, 1e18])
+def test_at_the_ends_of_what_is_taken_all_is_finite(beta):
+    bridge, x = Bridge(Schedule.constant(beta)), torch.ones(2, 3)
+    t = torch.tensor([0.25, 1.0])
+    assert bridge.q_sample(t, x, x, x).isfinite().all()
+    assert sample(lambda xt, t: xt, bridge, x, 4).x.isfinite().all()
