@@ -346,3 +346,31 @@ def test_a_posterior_sampler_knows_its_error_and_keeps_what_was_seen():
     off = [float(s.square().mean()) for s in seen]
     assert off[0] < 2 * module.ROUNDING, off
     assert off[0] <= off[1] < off[2]
+
+
+def test_each_row_of_levels_is_of_its_sigma_and_of_photographs_set_aside(tmp_path, monkeypatch, capsys):
+    module = script("levels")
+
+    def run(*args):
+        places = ["--out", str(tmp_path), "--work", str(tmp_path / "work")]
+        few = ["--train", "embedded", "--tasks", "colour", "--holdout", "3", "--metrics", "psnr"]
+        monkeypatch.setattr(sys, "argv", ["levels.py", *few, *places, *args])
+        module.main()
+        return json.loads((tmp_path / "metrics.json").read_text())
+
+    record = run("--sigmas", "0.5", "2", "--steps", "2")
+    assert [(r["sigma"], r["walk"]) for r in record["results"]] == [
+        (s, w) for s in (0.5, 2.0) for w in module.WALKS
+    ]
+    model = load_pretrained(tmp_path / "work" / "colour-2.0")
+    assert model.denoiser.bridge.total_std == pytest.approx(2, rel=1e-4)
+    places = torch.randperm(
+        len(clean := load_images("embedded", "train")), generator=torch.Generator().manual_seed(0)
+    )
+    x0 = to_float(clean[places[:3]])
+    x1 = create_degradation("grey", quantise=True)(x0)
+    again = evaluate(model.restore(x1, 5, "dbim", power=2.0), x0, ["psnr"])["psnr"].value
+    assert record["results"][-1]["psnr"]["value"] == pytest.approx(again, abs=1e-3)
+    assert run("--sigmas", "0.5", "2", "--steps", "2") == record
+    with pytest.raises(SystemExit, match="another training"):
+        run("--steps", "3")
