@@ -199,8 +199,8 @@ class Evaluate:
             return
         out, history = Path(self.out), model.folder / "history.json"
         save_image(torch.cat([torch.cat(list(r), dim=-1) for r in sheet], dim=-2), out / "restored.png")
-        if model.folder.resolve() != out.resolve() and not (out / "state.pt").exists():  # which has its own
-            (out / "history.json").unlink(missing_ok=True)  # of a model evaluated before
+        if not (out / "state.pt").exists() and model.folder.resolve() != out.resolve():
+            (out / "history.json").unlink(missing_ok=True)
             if history.exists():
                 shutil.copy(history, out / "history.json")
         (out / "metrics.partial.json").replace(out / "metrics.json")

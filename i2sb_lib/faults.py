@@ -46,8 +46,8 @@ def warn(message: str) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """An error in one line: its first, or its name where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
+    """An error in one line: its first, not too long, or its name where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300].rstrip(". ")
 
 
 def check_writable(folder: Path) -> None:
