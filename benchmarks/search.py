@@ -53,6 +53,9 @@ def scaled(sigma: float) -> dict[str, float]:
     return {"beta_min": 0.1 * sigma**2 / SIGMA2, "beta_max": 0.3 * sigma**2 / SIGMA2}
 
 
+TOLD: dict[str, Any] = {"tikhonov": 2e-4}
+BOTH = TOLD | scaled(1.0) | {"lr": 5e-3}
+LONG = {"told": TOLD, "told, both": BOTH, "told, both, sigma_1 = 2.0": BOTH | scaled(2.0)}
 VARIANTS = [
     Variant("base", "nothing: precond, cond_x1, blind"),
     Variant("short average", "EMA decay at most 0.9", of="base", average="short"),
@@ -80,6 +83,16 @@ VARIANTS = [
     Variant("dropout 0.1", "dropout", {"dropout": 0.1}),
     Variant("wide", "width: unet-small", {"network": "unet-small"}),
     Variant("cunet, eps", "the report's network and target, 200 steps, lr 3e-4", CUNET),
+    # again, told the blur, and at four times the budget: is a short run's winner a long run's?
+    Variant("told, sigma_1 = 1.0", "g as base and input, noise of the bridge", TOLD | scaled(1.0)),
+    Variant("told, lr 5e-3", "g as base and input, learning rate", TOLD | {"lr": 5e-3}),
+    Variant("told, both", "sigma_1 = 1.0 and lr 5e-3", BOTH),
+    *[Variant(f"told, both, seed {k}", "the seed", BOTH | {"seed": k}) for k in (1, 2)],
+    *[Variant(f"told, both, sigma_1 = {s}", "noise of the bridge", BOTH | scaled(s)) for s in (2.0, 4.0)],
+    Variant("told, both, steep beta", "schedule's shape", BOTH | {"beta_min": 0.00709, "beta_max": 10.8415}),
+    Variant("told, both, batch 8", "batch, twice the steps", BOTH | {"batch_size": 8, "steps": 800}),
+    Variant("told, both, batch 32", "batch, half the steps", BOTH | {"batch_size": 32, "steps": 200}),
+    *[Variant(f"{name}, long", "1,600 steps", of | {"steps": 1600}) for name, of in LONG.items()],
 ]
 
 
