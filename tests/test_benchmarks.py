@@ -374,3 +374,23 @@ def test_each_row_of_levels_is_of_its_sigma_and_of_photographs_set_aside(tmp_pat
     assert run("--sigmas", "0.5", "2", "--steps", "2") == record
     with pytest.raises(SystemExit, match="another training"):
         run("--steps", "3")
+
+
+def test_a_model_is_told_each_picture_s_sigma_and_is_then_as_it_was(tmp_path, monkeypatch):
+    module, model = script("told"), load_pretrained("celeba64-deblur")
+    x0 = to_float(load_images("embedded", "test")[:2])
+    x1 = quantise(create_degradation("blur-gauss", sigma=2.5)(x0))
+    right, wrong = module.told(model, x1, torch.tensor([2.5, 2.5])), model.restore(x1, 1)
+    assert model.denoiser.operator.sigma == 2
+    off = [float((x - x0).square().mean()) for x in (right, wrong)]
+    assert off[0] < 0.5 * off[1]
+    torch.testing.assert_close(
+        module.told(model, x1, torch.tensor([2.5, 2.0]))[1:], wrong[1:], rtol=0, atol=0.02
+    )
+    command = ["told.py", "--data", "embedded", "--limit", "2", "--sigmas", "2.5", "--metrics", "psnr"]
+    monkeypatch.setattr(sys, "argv", [*command, "--out", str(tmp_path)])
+    module.main()
+    rows = json.loads((tmp_path / "metrics.json").read_text())["results"]
+    found = {r["way"]: r["psnr"]["value"] for r in rows if r["after"] == "8 bits"}
+    assert found["told the truth"] == pytest.approx(evaluate(right, x0, ["psnr"])["psnr"].value, abs=0.05)
+    assert len(rows) == 2 * 5

@@ -1,0 +1,92 @@
+"""May a model that was trained for one blur be told another, with the sigma that a picture seems to have?
+
+The operator-aware model sees x1 and a Tikhonov inverse. Its network was trained on sigma 2; the inverse can
+be that of any Gaussian blur. One call each, over blurs of many sigmas: the model as it is, told the sigma
+that `estimate_sigma` reads off each picture, told the true one, and the default model, which is told nothing.
+
+    python benchmarks/told.py --data PATH [--out data/runs/told]
+"""
+
+import argparse
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from i2sb_lib.checkpoints import Pretrained, load_pretrained
+from i2sb_lib.config import config_hash
+from i2sb_lib.data import fingerprint, load_images
+from i2sb_lib.degradations import create_degradation
+from i2sb_lib.devices import device_name
+from i2sb_lib.estimation import estimate_sigma
+from i2sb_lib.evaluation import evaluate
+from i2sb_lib.faults import Notice
+from i2sb_lib.files import atomic_write, git_commit
+from i2sb_lib.images import quantise, to_float
+
+MODEL, SIGMAS = "celeba64-deblur", [0.5 + 0.25 * k for k in range(11)]
+NOISES = {"8 bits": 0.0, "noise 0.01": 0.01}
+
+
+def told(model: Pretrained, x1: Tensor, sigmas: Tensor) -> Tensor:
+    """One call for each picture, with the inverse of its own sigma."""
+    was, out = model.denoiser.operator, []
+    for x, sigma in zip(x1.split(1), sigmas.tolist(), strict=True):
+        model.denoiser.operator = create_degradation("blur-gauss", sigma=sigma)
+        out.append(model.restore(x, 1))
+    model.denoiser.operator = was
+    return torch.cat(out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, help="photographs")
+    parser.add_argument("--limit", type=int, default=128)
+    parser.add_argument("--sigmas", nargs="+", type=float, default=SIGMAS)
+    parser.add_argument("--metrics", nargs="+", default=["psnr", "lpips"])
+    parser.add_argument("--out", type=Path, default=Path("data/runs/told"))
+    args = parser.parse_args()
+
+    aware, blind = load_pretrained(MODEL), load_pretrained()
+    clean = load_images(args.data, None, 64)[: args.limit]
+    x0, config = to_float(clean), {"model": MODEL, "sigmas": args.sigmas, "noises": NOISES, "nfe": 1}
+    record: dict[str, Any] = {
+        "data": {"source": Path(args.data).name, "images": len(x0), "fingerprint": fingerprint(clean)},
+        "seed": 0,
+        "device": device_name(aware.device),
+        "git_commit": git_commit(),
+        "config": config,
+        "config_hash": config_hash(config),
+        "results": [],
+    }
+    warnings.simplefilter("ignore", Notice)  # that the pictures cannot have been blurred so
+    for after, noise in NOISES.items():
+        for sigma in args.sigmas:
+            degrade = create_degradation("blur-gauss", sigma=sigma, noise=noise)
+            x1 = quantise(degrade(x0, torch.Generator().manual_seed(0)))
+            found = estimate_sigma(x1)
+            ways = {
+                "degraded": x1,
+                "default": blind.restore(x1, 1),
+                "told 2": aware.restore(x1, 1),
+                "told the estimate": told(aware, x1, found),
+                "told the truth": told(aware, x1, torch.full_like(found, sigma)),
+            }
+            for way, x in ways.items():
+                values = {
+                    k: {n: round(getattr(m, n), 6) for n in ("value", "low", "high")}
+                    for k, m in evaluate(x, x0, args.metrics).items()
+                }
+                record["results"].append({"after": after, "sigma": sigma, "way": way, **values})
+                print(
+                    f"{after:12s} {sigma:5} {way:18s}", {k: v["value"] for k, v in values.items()}, flush=True
+                )
+    args.out.mkdir(parents=True, exist_ok=True)
+    atomic_write(args.out / "metrics.json", lambda p: p.write_text(json.dumps(record, indent=1) + "\n"))
+
+
+if __name__ == "__main__":
+    main()
