@@ -120,10 +120,17 @@ def to_rgb(image: Image.Image, alpha: bool = False) -> Image.Image:
         warn(_DEEP)  # Pillow scales them
     name = getattr(image, "filename", "")
     image.filename = ""  # type: ignore[attr-defined]  # by name Pillow maps memory, and scrambles turned TIFFs
+    # a TIFF's: 258 bits a sample, 259 compression, 262 what 0 means, 284 planes, 339 signed or float samples,
+    # 320 colours of a palette, 530 pixels for each of chroma's
+    tags = getattr(image, "tag_v2", {})
+    if (tags.get(262), tags.get(259, 1)) == (6, 1) and tags.get(530, (2, 2)) != (1, 1):
+        raise ValueError("expected chroma for each pixel, got uncompressed chroma of fewer pixels")
     if not all(image.size):
         raise ValueError(f"expected a picture with pixels, got {image.width} x {image.height}")
     image.load()
     image.filename = name  # type: ignore[attr-defined]
+    if tags.get(262) == 3 and max(tags[320]) < 256:  # as libtiff has it: 8 bits where 16 are meant to be
+        image.putpalette(bytes(tags[320]), "RGB;L")
     for few, step in (("'L;2'", 85), ("'L;4'", 17)):  # 2 and 4 bits: Pillow scales the pixels, not their key
         if any(few in part for part in tile) and "transparency" in image.info:
             image.info["transparency"] = (image.info["transparency"] & 255 // step) * step
@@ -154,9 +161,8 @@ def _eight_bits(image: Image.Image, deep: bool) -> Image.Image:
     deep: the file has 16 bits a colour, of which Pillow keeps the high bytes.
     """
     grey, key = image.mode[0] in "IF", image.info.get("transparency")
-    # a TIFF's: 258 bits a sample, 262 whether 0 is white, 284 planes, 339 signed or float samples
     tags = getattr(image, "tag_v2", {})
-    if 16 in tags.get(258, ()) and (tags.get(284), tags.get(259, 1)) == (2, 1):  # 259: not compressed
+    if 16 in tags.get(258, ()) and (tags.get(284), tags.get(259, 1)) == (2, 1):
         raise ValueError("expected a pixel's colours together, got 16-bit planes, which Pillow scrambles")
     unsigned = set(tags.get(339, (1,))) == {1} and (image.mode != "I" or image.format in ("PNG", "PPM"))
     if image.mode == "F" or not unsigned:
