@@ -260,7 +260,7 @@ def save_image(x: Tensor, path: str | Path | BinaryIO, source: str | None = None
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path}: expected a suffix among {', '.join(SUFFIXES)}, got {path.suffix!r}")
     jpeg = path.suffix.lower() in (".jpg", ".jpeg", ".jfif")
-    how: dict[str, Any] = {"quality": 95, "subsampling": 0} if jpeg else {"lossless": True}
+    how: dict[str, Any] = {"quality": 95, "subsampling": 0} if jpeg else {"lossless": True, "exact": True}
     if source is not None:
         how["exif"] = Image.Exif()
         how["exif"][ExifTags.Base.Software] = _mark(source)

@@ -537,6 +537,14 @@ def test_a_jpeg_is_saved_well_and_a_webp_without_loss(tmp_path):
     assert (to_tensor(open_image(tmp_path / "a.jpg")).float() - stripes).abs().mean() < 8
 
 
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".tif", ".tiff"])
+def test_colours_under_no_opacity_are_kept(suffix, tmp_path):
+    x = torch.randint(0, 256, (4, 16, 16), generator=torch.manual_seed(0), dtype=torch.uint8)
+    x[3, :8], x[3, 8:12] = 0, 1
+    save_image(x, tmp_path / f"a{suffix}")
+    assert torch.equal(to_tensor(open_image(tmp_path / f"a{suffix}", alpha=True), 4), x)
+
+
 def test_a_suffix_whose_format_would_break_the_promise_is_refused(picture, tmp_path):
     for name in ("a.gif", "a.avif", "a.jp2", "a"):
         with pytest.raises(ValueError, match=rf"{name}: expected a suffix among \.png"):
