@@ -16,7 +16,7 @@ from torch import Tensor
 
 from i2sb_lib.console import explain
 from i2sb_lib.faults import check_writable
-from i2sb_lib.images import SUFFIXES, is_ours, open_image, save_image, to_float, to_tensor
+from i2sb_lib.images import SUFFIXES, is_ours, is_special, open_image, save_image, to_float, to_tensor
 
 GROUP = 2**18  # pixels of one batch, or a single image: 64 of 64 x 64
 HELD = 2**22  # pixels that wait for others of their size
@@ -106,7 +106,9 @@ def list_images(
         for path in inside:
             if path.is_dir():  # real ones first: a folder that is also linked is listed under its own name
                 (todo.append if path.is_symlink() else todo.appendleft)(path)
-            elif path.suffix.lower() not in suffixes or not (path.is_file() or path.is_symlink()):
+            elif is_special(path):
+                skipped["pipe or device"] += 1
+            elif path.suffix.lower() not in suffixes:
                 skipped[path.suffix.lower() or "no suffix"] += not made
             elif path.name not in made:
                 files.append(path)

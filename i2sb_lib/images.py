@@ -78,6 +78,11 @@ def unreadable(name: object, wanted: str, error: Exception) -> ValueError:
     return ValueError(f"{name}: expected {wanted}, got something unreadable ({reason})")
 
 
+def is_special(path: Path) -> bool:
+    """Whether what is at a path, through its links, is neither file nor folder: it may have no end."""
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+
+
 def open_image(file: Any, alpha: bool = False) -> Image.Image:
     """The picture in a file, given by path or open for reading, as `to_rgb` makes it.
 
@@ -89,7 +94,9 @@ def open_image(file: Any, alpha: bool = False) -> Image.Image:
     try:
         Image.init()
         if path:
-            with Path(file).open("rb") as opened:  # which may be a device without an end
+            if is_special(Path(file)):
+                raise ValueError("a pipe or a device")
+            with Path(file).open("rb") as opened:
                 content = opened.read(MAX_BYTES + 1)
             if len(content) > MAX_BYTES:
                 raise ValueError(f"over {MAX_BYTES} bytes")
@@ -275,6 +282,8 @@ def is_ours(file: Path, source: str | None = None) -> bool:
     """Whether a file is a picture that `save_image` wrote for a source, or for the one that is named."""
     Image.init()
     try:
+        if is_special(file):  # which would be waited for
+            return False
         with Image.open(file, formats=["PNG", "JPEG", "WEBP", "TIFF"]) as image:
             mark = str(image.getexif().get(ExifTags.Base.Software))
             return mark == _mark(source) if source is not None else mark.startswith(f"{SOFTWARE} ")

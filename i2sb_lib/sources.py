@@ -17,7 +17,7 @@ from PIL import Image
 
 from i2sb_lib.faults import extra, first_line, warn
 from i2sb_lib.folders import is_hidden, list_images, tally
-from i2sb_lib.images import MAX_BYTES, SUFFIXES, open_image, unreadable
+from i2sb_lib.images import MAX_BYTES, SUFFIXES, is_special, open_image, unreadable
 
 HUB_REVISIONS = {"korexyz/celeba-hq-256x256": "42078a1fb27b6079eaab8cf453efd3d79a8b7bda"}
 
@@ -65,6 +65,7 @@ def open_source(source: str, split: str | None) -> tuple[list[Path], Pictures]:
         _of_split([""], split, source)
         return [path], [(source, partial(open_image, path))]
     got = f"got a file of another kind ({kind or 'no suffix'})" if path.exists() else "got none there"
+    got = "got a pipe or a device" if is_special(path) else got
     raise ValueError(f"{source}: expected a folder, a .zip, a .parquet file or an image, {got}")
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 from i2sb_lib import cli, folders, images
 from i2sb_lib.checkpoints import Pretrained
 from i2sb_lib.cli import main
+from i2sb_lib.data import load_images
 from i2sb_lib.images import to_tensor
 
 
@@ -236,9 +238,43 @@ def test_what_fails_on_one_image_does_not_stop_a_folder(tmp_path, monkeypatch, e
     assert set(tree(tmp_path / "out")) == {"a.png", "c.png"}
 
 
-def test_a_source_without_an_end_is_one_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr(images, "MAX_BYTES", 2**16)
-    assert "over 65536 bytes" in told("degrade", "/dev/zero", f"{tmp_path}/")
+@pytest.fixture
+def pipes(tmp_path):
+    """Two pictures, and links named as such to a pipe that nobody writes to and to what has no end."""
+    lay(tmp_path, "in/a.png", "in/b.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "in" / "x.png").symlink_to("../pipe.png")
+    (tmp_path / "in" / "y.PNG").symlink_to("/dev/zero")
+    return tmp_path
+
+
+def test_a_file_beyond_what_is_read_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "MAX_BYTES", 2**6)
+    lay(tmp_path, "a.png")
+    assert "a.png: expected an image, got something unreadable (over 64 bytes)" in told(
+        "degrade", tmp_path / "a.png", f"{tmp_path}/out/"
+    )
+
+
+@pytest.mark.parametrize("name", ["pipe.png", "in/x.png", "/dev/zero", "/dev/null"])
+def test_what_is_no_file_is_no_picture(pipes, name):
+    said = told("degrade", pipes / name, f"{pipes}/out/")
+    assert f"{pipes / name}: expected an image, got something unreadable (a pipe or a device)" in said
+    with pytest.raises(ValueError, match=r"expected a folder, .* or an image, got a pipe or a device$"):
+        load_images(pipes / name, size=16)
+
+
+def test_what_is_no_file_is_left_out_of_a_folder_and_counted(pipes, capsys):
+    assert told("degrade", pipes / "in", pipes / "out") == ""
+    assert set(tree(pipes / "out")) == {"a.png", "b.png"}
+    left = "2 other files (pipe or device 2)"
+    assert f"in: skipped {left}\n" in capsys.readouterr().err
+    with pytest.warns(UserWarning, match=rf"left out {re.escape(left)}"):
+        assert len(load_images(pipes / "in", size=16, progress=False)) == 2
+
+
+def test_a_pipe_at_the_target_is_not_opened(pipes):
+    assert "overwrites no original, got" in told("degrade", pipes / "in" / "a.png", pipes / "pipe.png")
 
 
 def test_what_all_images_fail_by_is_told_once(tmp_path, capsys):
