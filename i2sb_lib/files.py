@@ -34,6 +34,11 @@ def atomic_write(path: Path, write: Callable[[Path], Any]) -> None:
         partial.unlink(missing_ok=True)
 
 
+def is_special(path: Path) -> bool:
+    """Whether what is at a path, through its links, is neither file nor folder: it may have no end."""
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+
+
 def partials(folder: Path) -> list[Path]:
     """The temporary files that killed processes, or those at work, have in a folder: none of the user's."""
     return [file for file in folder.glob(f".i2sb-{'[0-9a-f]' * 32}.tmp*") if file.is_file()]

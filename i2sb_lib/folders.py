@@ -16,7 +16,8 @@ from torch import Tensor
 
 from i2sb_lib.console import explain
 from i2sb_lib.faults import check_writable
-from i2sb_lib.images import SUFFIXES, is_ours, is_special, open_image, save_image, to_float, to_tensor
+from i2sb_lib.files import is_special
+from i2sb_lib.images import SUFFIXES, is_ours, open_image, save_image, to_float, to_tensor
 
 GROUP = 2**18  # pixels of one batch, or a single image: 64 of 64 x 64
 HELD = 2**22  # pixels that wait for others of their size

@@ -16,8 +16,8 @@ import torch
 from PIL import ExifTags, Image, ImageCms
 from torch import Tensor
 
-from i2sb_lib.faults import first_line, warn
-from i2sb_lib.files import atomic_write
+from i2sb_lib.faults import unreadable, warn
+from i2sb_lib.files import atomic_write, is_special
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".tif", ".tiff", ".ppm")  # read and written
 FORMATS = ("PNG", "JPEG", "MPO", "BMP", "WEBP", "TIFF", "PPM", "GIF", "AVIF")  # by content, of one file
@@ -72,17 +72,6 @@ def psnr(x: Tensor, y: Tensor) -> Tensor:
     return -10 * torch.log10((x - y).square().flatten(1).mean(1) / 4)
 
 
-def unreadable(name: object, wanted: str, error: Exception) -> ValueError:
-    """What to raise for a file that is not what was wanted: one sentence, for whatever error that came as."""
-    reason = first_line(error).split(" <_io")[0]
-    return ValueError(f"{name}: expected {wanted}, got something unreadable ({reason})")
-
-
-def is_special(path: Path) -> bool:
-    """Whether what is at a path, through its links, is neither file nor folder: it may have no end."""
-    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
-
-
 def open_image(file: Any, alpha: bool = False) -> Image.Image:
     """The picture in a file, given by path or open for reading, as `to_rgb` makes it.
 
@@ -134,6 +123,8 @@ def to_rgb(image: Image.Image, alpha: bool = False) -> Image.Image:
         raise ValueError("expected chroma for each pixel, got uncompressed chroma of fewer pixels")
     if not all(image.size):
         raise ValueError(f"expected a picture with pixels, got {image.width} x {image.height}")
+    if any("'RGB;16B'" in part for part in tile) and "transparency" in image.info:
+        _clear(image)
     image.load()
     image.filename = name  # type: ignore[attr-defined]
     if tags.get(262) == 3 and max(tags[320]) < 256:  # as libtiff has it: 8 bits where 16 are meant to be
@@ -162,6 +153,18 @@ def to_rgb(image: Image.Image, alpha: bool = False) -> Image.Image:
     return rgb
 
 
+def _clear(image: Any) -> None:
+    """Give a PNG of 16 bits a colour its opacity in place: Pillow keeps and compares high bytes alone."""
+    place = image.fp.tell()
+    low = Image.open(image.fp, formats=["PNG"])
+    low.tile = [part._replace(args="RGB;16L") for part in low.tile]  # the other byte of each
+    pixels = np.asarray(low).astype(np.uint16)
+    image.fp.seek(place)
+    pixels += np.asarray(image).astype(np.uint16) << 8
+    opaque = (pixels != image.info.pop("transparency")).any(-1)
+    image.putalpha(Image.fromarray(opaque.astype(np.uint8) * 255))
+
+
 def _eight_bits(image: Image.Image, deep: bool) -> Image.Image:
     """16-bit grey as 8 bits (mode L or, with a transparent level, LA); other modes as they are.
 
@@ -182,7 +185,6 @@ def _eight_bits(image: Image.Image, deep: bool) -> Image.Image:
         raise ValueError("expected 16 bits a pixel in use, got at most 12, whose white is not known")
     warn(_DEEP)
     if not grey:
-        image.info |= {"transparency": tuple(v >> 8 for v in key)} if isinstance(key, tuple) else {}
         return image
     table = np.linspace(0, 255, 2**bits).round().astype(np.uint8)
     plane = Image.fromarray((table[::-1] if tags.get(262) == 0 else table)[pixels])

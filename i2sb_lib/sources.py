@@ -15,9 +15,10 @@ from typing import Any
 
 from PIL import Image
 
-from i2sb_lib.faults import extra, first_line, warn
+from i2sb_lib.faults import extra, first_line, unreadable, warn
+from i2sb_lib.files import is_special
 from i2sb_lib.folders import is_hidden, list_images, tally
-from i2sb_lib.images import MAX_BYTES, SUFFIXES, is_special, open_image, unreadable
+from i2sb_lib.images import MAX_BYTES, SUFFIXES, open_image
 
 HUB_REVISIONS = {"korexyz/celeba-hq-256x256": "42078a1fb27b6079eaab8cf453efd3d79a8b7bda"}
 

@@ -372,6 +372,21 @@ def test_a_transparent_colour_is_clear_at_every_depth(bits):
         assert to_tensor(image, 4)[:, 0].T.tolist() == [[255, 0, 0, 255], [100, 2, 3, 0]]
 
 
+@pytest.mark.parametrize("place", ["stream", "file"])
+def test_a_transparent_colour_of_sixteen_bits_is_compared_in_all_of_them(place, tmp_path):
+    row = [0, 0, 0, 200, 200, 200, 65535, 30000, 0, 0, 0, 1]  # all but the third have the key's high bytes
+    file = raw_png([row, row[::-1]], 2, [0, 0, 0])
+    if place == "file":
+        (tmp_path / "a.png").write_bytes(file.getvalue())
+        file = tmp_path / "a.png"
+    image = Image.open(file)
+    for source in (image, image, Image.open(file)):
+        rgba = to_tensor(source, 4)
+        assert rgba[3].tolist() == [[0, 255, 255, 255], [255, 255, 255, 0]]
+        assert rgba[:3, 0].T.tolist() == [[0] * 3, [0] * 3, [255, 117, 0], [0] * 3]
+    assert to_tensor(open_image(file))[0].tolist() == [[255, 0, 255, 0], [0, 0, 0, 255]]
+
+
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_transparent_palette_entries_of_every_depth(bits, tmp_path):
     colours = [[i, 100 + i, 200 + i] for i in range(min(2**bits, 5))]
