@@ -54,8 +54,8 @@ def open_source(source: str, split: str | None) -> tuple[list[Path], Pictures]:
             got = f"got {len(files) - shards} and {shards}: give the folder of one kind"
             raise ValueError(f"{source}: expected either images or parquet files, {got}")
         _say_left(source, files, skipped)
-        names = [(f if shards else f.parent).relative_to(path).as_posix() for f in files]
-        files = [files[i] for i in _of_split(names, split, source)]
+        names = [f.relative_to(path).as_posix() for f in files]
+        files = [files[i] for i in _of_split(names, split, source, folders=not shards)]
         return files, _parquet(files, column) if shards else [(str(f), partial(open_image, f)) for f in files]
     if kind == ".parquet" and path.is_file():
         _of_split([path.name], split, source)
@@ -63,7 +63,7 @@ def open_source(source: str, split: str | None) -> tuple[list[Path], Pictures]:
     if kind == ".zip" and path.is_file():
         return [path], _zip(path, split)
     if kind in SUFFIXES and path.is_file():
-        _of_split([""], split, source)
+        _of_split([path.name], split, source, folders=True)
         return [path], [(source, partial(open_image, path))]
     got = f"got a file of another kind ({kind or 'no suffix'})" if path.exists() else "got none there"
     got = "got a pipe or a device" if is_special(path) else got
@@ -88,14 +88,17 @@ def _split_of(name: str) -> str:
     return ""
 
 
-def _of_split(names: list[str], split: str | None, source: str) -> list[int]:
+def _of_split(files: list[str], split: str | None, source: str, folders: bool = False) -> list[int]:
     """Positions of one split's files, by the words of their names: X_train_HR, "Test images", valSet2.
+
+    folders: by those of their folders alone.
 
     The split that is asked for, or the only one, or test, or validation; all files of a source without
     splits, which is training data unless nothing or "all" is asked for. There are splits only where every
     file belongs to one: beside others, a folder called train is a class of trains. Two splits beside
     others may be that or not: there test, validation or all has to be asked for.
     """
+    names = [str(PurePosixPath(f).parent) for f in files] if folders else files
     counts = Counter(tags := [_split_of(n) for n in names])
     outside, known = counts[""], sorted(filter(None, counts))
     unclear = outside and len(known) > 1
@@ -110,6 +113,9 @@ def _of_split(names: list[str], split: str | None, source: str) -> list[int]:
         alike = sorted(set(re.findall("train|test|val", " ".join(names).lower())))
         said = [f"{counts[k]} under the name of {k!r}, which is no split beside the others" for k in known]
         said += [f"though their names hold {' and '.join(alike)}: none is a split"] * (len(alike) > 1)
+        inside = sorted({_split_of(PurePosixPath(f).name) for f in files if folders} - {""})
+        words = " and ".join(inside)
+        said += [f"though names of files hold {words}: only folders are splits"] * (len(inside) > 1)
         if said and split != "all":
             warn(f"{source}: took all {len(names)} files, {said[0]}")
         return list(range(len(names)))
@@ -152,7 +158,7 @@ def _zip(path: Path, split: str | None) -> Pictures:
     kinds = {name: PurePosixPath(name).suffix.lower() for name in sorted(inside)}
     names = [name for name, kind in kinds.items() if kind in SUFFIXES]
     _say_left(path, names, Counter(k or "no suffix" for k in kinds.values() if k not in SUFFIXES))
-    taken = [names[i] for i in _of_split([str(PurePosixPath(n).parent) for n in names], split, str(path))]
+    taken = [names[i] for i in _of_split(names, split, str(path), folders=True)]
     return [(f"{path}/{n}", partial(_from_bytes, f"{path}/{n}", partial(read, inside[n]))) for n in taken]
 
 

@@ -194,6 +194,18 @@ class TestSplits:
         said = f"took all 4 files, though their names hold {alike}: none is a split"
         assert heard(tmp_path, "train") == heard(tmp_path) == (4, [said])
 
+    @pytest.mark.parametrize("folder", ["", "deep/"])
+    def test_splits_by_the_names_of_files_are_none_and_it_is_said(self, tmp_path, folder):
+        names = [f"{folder}{name}.png" for name in ("train_0", "train_1", "test_0", "logo")]
+        spread(tmp_path / "tree", names)
+        zipped(tmp_path / "a.zip", {name: (tmp_path / "tree" / name).read_bytes() for name in names})
+        said = "took all 4 files, though names of files hold test and train: only folders are splits"
+        for source in (tmp_path / "tree", tmp_path / "a.zip"):
+            assert heard(source, "train") == heard(source) == (4, [said])
+            assert heard(source, "all") == (4, [])
+        spread(tmp_path / "trains", ["train_0.png", "latest_1.png", "test_vs_train.png"])
+        assert heard(tmp_path / "trains") == (3, [])
+
     @pytest.mark.parametrize(
         "names", [("latest", "older"), ("valley", "peak"), ("Strain", "rest"), ("trainer", "car")]
     )
