@@ -231,6 +231,9 @@ def taken(x: Any, channels: int = 3) -> tuple[list[Tensor], Callable[[list[Tenso
     Raises ValueError for anything else.
     """
     if isinstance(x, list | tuple) and x and not any(isinstance(one, list | tuple) for one in x):
+        if shape := next((tuple(one.shape) for one in x if getattr(one, "ndim", 0) > 3), None):
+            got = f"a batch of shape {shape}, which `restore` takes by itself, in no list"
+            raise ValueError(f"expected a single picture, got {got}")
         each = [taken(one, channels) for one in x]
         kinds = [kind for _, kind in each]
         return [y for ys, _ in each for y in ys], lambda ys: [k([y]) for k, y in zip(kinds, ys, strict=True)]
