@@ -16,7 +16,7 @@ from torch import Tensor
 
 from i2sb_lib.console import explain
 from i2sb_lib.faults import check_writable
-from i2sb_lib.files import is_special
+from i2sb_lib.files import is_special, same
 from i2sb_lib.images import SUFFIXES, is_ours, open_image, save_image, to_float, to_tensor
 
 GROUP = 2**18  # pixels of one batch, or a single image: 64 of 64 x 64
@@ -41,7 +41,7 @@ Work = Callable[[Tensor, list[str]], Tensor]
 
 def seed_of(seed: int, name: str) -> int:
     """The seed of an image's own randomness, from its file's name: alone, in a folder and in any batch."""
-    return seed + zlib.crc32(PurePosixPath(name).name.encode("utf-8", "surrogateescape"))
+    return seed + zlib.crc32(same(PurePosixPath(name).name).encode("utf-8", "surrogateescape"))
 
 
 def _key(path: Path) -> tuple[int, int]:

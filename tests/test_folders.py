@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,16 @@ def test_a_result_is_known_again_from_any_folder_and_through_links(tmp_path, mon
     for place, source in ((".", "in/a.png"), ("in", "a.png"), ("link", "../in/a.png"), (".", "link")):
         monkeypatch.chdir(tmp_path / place)
         assert told("degrade", source, tmp_path / "out") == ""
+
+
+def test_a_name_is_the_same_in_both_of_unicode_s_forms(tmp_path):
+    """Its noise, and the mark of its result."""
+    nfc, nfd = (unicodedata.normalize(form, "é.png") for form in ("NFC", "NFD"))
+    assert nfc != nfd
+    assert folders.seed_of(3, nfd) == folders.seed_of(3, nfc)
+    assert folders.seed_of(3, nfd) != folders.seed_of(3, "e.png")
+    images.save_image(torch.zeros(3, 4, 4), tmp_path / "a.png", f"degrade {nfd}")
+    assert images.is_ours(tmp_path / "a.png", f"degrade {nfc}")
 
 
 @pytest.mark.parametrize("suffix", [".bmp", ".ppm"])

@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "denoiser": "schedule bridge networks degradations devices operators",
     "config": "degradations denoiser",
     "batches": "bridge config degradations images",
-    "pairs": "data faults images sources",
+    "pairs": "data faults files images sources",
     "inputs": "batches checkpoints config data degradations denoiser faults pairs",
     "estimation": "blurs images",
     "restoration": "blurs config denoiser devices estimation faults images operators progress "
