@@ -5,6 +5,7 @@ the matter of whoever opens it; a source that cannot be read is one ValueError w
 """
 
 import io
+import os
 import re
 import zipfile
 from collections import Counter
@@ -31,7 +32,7 @@ _SPLITS = {"tra": "train", "val": "validation", "tes": "test"}
 def split_column(source: str) -> tuple[str, str]:
     """A source and the column of its parquet files: "image", or what stands behind a colon."""
     before, colon, column = source.rpartition(":")
-    named = colon and before and not Path(source).exists() and re.fullmatch(r"\w{2,}", column)
+    named = colon and before and not os.path.exists(source) and re.fullmatch(r"\w{2,}", column)
     return (before, column) if named else (source, "image")
 
 
@@ -43,11 +44,11 @@ def open_source(source: str, split: str | None) -> tuple[list[Path], Pictures]:
     if not source:  # a shell's variable that is not set; Path would take the current folder
         raise ValueError("expected a source of images, got an empty name")
     source, column = split_column(source)
-    path, kind = Path(source), Path(source).suffix.lower()
-    here = path.exists() or ("/" in source and path.parent.is_dir())
+    path, kind = Path(source), Path(source).suffix.lower()  # os.path: a name may be too long for Path's own
+    here = os.path.exists(path) or ("/" in source and os.path.isdir(path.parent))
     if not here and re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         path = _download(source)
-    if path.is_dir():
+    if os.path.isdir(path):
         files, skipped = list_images(path, suffixes=(*SUFFIXES, ".parquet"))
         shards = sum(f.suffix.lower() == ".parquet" for f in files)
         if 0 < shards < len(files):
@@ -57,15 +58,15 @@ def open_source(source: str, split: str | None) -> tuple[list[Path], Pictures]:
         names = [f.relative_to(path).as_posix() for f in files]
         files = [files[i] for i in _of_split(names, split, source, folders=not shards)]
         return files, _parquet(files, column) if shards else [(str(f), partial(open_image, f)) for f in files]
-    if kind == ".parquet" and path.is_file():
+    if kind == ".parquet" and os.path.isfile(path):
         _of_split([path.name], split, source)
         return [path], _parquet([path], column)
-    if kind == ".zip" and path.is_file():
+    if kind == ".zip" and os.path.isfile(path):
         return [path], _zip(path, split)
-    if kind in SUFFIXES and path.is_file():
+    if kind in SUFFIXES and os.path.isfile(path):
         _of_split([path.name], split, source, folders=True)
         return [path], [(source, partial(open_image, path))]
-    got = f"got a file of another kind ({kind or 'no suffix'})" if path.exists() else "got none there"
+    got = f"got a file of another kind ({kind or 'no suffix'})" if os.path.exists(path) else "got none there"
     got = "got a pipe or a device" if is_special(path) else got
     raise ValueError(f"{source}: expected a folder, a .zip, a .parquet file or an image, {got}")
 

@@ -251,6 +251,14 @@ def test_one_picture_is_a_source_and_other_files_are_named(tmp_path):
         load_images(tmp_path / "two.gif", size=16)
 
 
+@pytest.mark.parametrize("name", ["a" * 5000, "b c/" + "a" * 5000, "a" * 5000 + "/b c", "a" * 999 + ".png"])
+def test_a_name_that_no_file_can_have_is_one_sentence(name, monkeypatch):
+    monkeypatch.setattr(sources, "_download", lambda s: pytest.fail("asked the hub"))
+    for source in (name, f"{name}:column", f"./{name}"):
+        with pytest.raises(ValueError, match=r"expected a folder, .* or an image, got none there$"):
+            load_images(source, size=16)
+
+
 def test_linked_folders_and_what_our_runs_wrote(tmp_path):
     """A run's folder inside its own data: it can be resumed and evaluated again on the same images."""
     spread(tmp_path / "tree", ["a.png", "b.png"])
