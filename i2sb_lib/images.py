@@ -17,7 +17,7 @@ from PIL import ExifTags, Image, ImageCms
 from torch import Tensor
 
 from i2sb_lib.faults import unreadable, warn
-from i2sb_lib.files import atomic_write, is_special, same
+from i2sb_lib.files import atomic_write, is_special
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".tif", ".tiff", ".ppm")  # read and written
 FORMATS = ("PNG", "JPEG", "MPO", "BMP", "WEBP", "TIFF", "PPM", "GIF", "AVIF")  # by content, of one file
@@ -280,7 +280,7 @@ def save_image(x: Tensor, path: str | Path | BinaryIO, source: str | None = None
 
 
 def _mark(source: str) -> str:
-    return f"{SOFTWARE} {zlib.crc32(same(source).encode('utf-8', 'surrogateescape')):08x}"
+    return f"{SOFTWARE} {zlib.crc32(source.encode('utf-8', 'surrogateescape')):08x}"
 
 
 def is_ours(file: Path, source: str | None = None) -> bool:
