@@ -119,8 +119,9 @@ def to_rgb(image: Image.Image, alpha: bool = False) -> Image.Image:
     # a TIFF's: 258 bits a sample, 259 compression, 262 what 0 means, 284 planes, 339 signed or float samples,
     # 320 colours of a palette, 530 pixels for each of chroma's
     tags = getattr(image, "tag_v2", {})
-    if (tags.get(262), tags.get(259, 1)) == (6, 1) and tags.get(530, (2, 2)) != (1, 1):
-        raise ValueError("expected chroma for each pixel, got uncompressed chroma of fewer pixels")
+    chroma = (tags.get(530, (2, 2)), image.mode)  # Pillow 11 has no mode for it
+    if (tags.get(262), tags.get(259, 1)) == (6, 1) and chroma != ((1, 1), "YCbCr"):
+        raise ValueError("expected compressed YCbCr, got a kind of uncompressed, which Pillow scrambles")
     if not all(image.size):
         raise ValueError(f"expected a picture with pixels, got {image.width} x {image.height}")
     if any("'RGB;16B'" in part for part in tile) and "transparency" in image.info:
@@ -129,7 +130,7 @@ def to_rgb(image: Image.Image, alpha: bool = False) -> Image.Image:
     image.filename = name  # type: ignore[attr-defined]
     if tags.get(262) == 3 and max(tags[320]) < 256:  # as libtiff has it: 8 bits where 16 are meant to be
         image.putpalette(bytes(tags[320]), "RGB;L")
-    for few, step in (("'L;2'", 85), ("'L;4'", 17)):  # 2 and 4 bits: Pillow scales the pixels, not their key
+    for few, step in (("'1'", 255), ("'L;2'", 85), ("'L;4'", 17)):  # Pillow scales pixels, but not all keys
         if any(few in part for part in tile) and "transparency" in image.info:
             image.info["transparency"] = (image.info["transparency"] & 255 // step) * step
     try:
