@@ -50,6 +50,12 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300].rstrip(". ")
 
 
+def unreadable(name: object, wanted: str, error: Exception) -> ValueError:
+    """What to raise for a file that is not what was wanted: one sentence, for whatever error that came as."""
+    reason = first_line(error).split(" <_io")[0]
+    return ValueError(f"{name}: expected {wanted}, got something unreadable ({reason})")
+
+
 def check_writable(folder: Path) -> None:
     """TrainingError where nothing can be written to the folder, or where it cannot be made; none is left."""
     made = [place for place in (folder, *folder.parents) if not place.exists()]

@@ -4,6 +4,7 @@ import contextlib
 import os
 import stat
 import subprocess
+import unicodedata
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,16 @@ def atomic_write(path: Path, write: Callable[[Path], Any]) -> None:
         raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def same(name: str) -> str:
+    """A name in the form of Unicode's that most systems use, for comparison: Macs have another."""
+    return unicodedata.normalize("NFC", name)
+
+
+def is_special(path: Path) -> bool:
+    """Whether what is at a path, through its links, is neither file nor folder: it may have no end."""
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
 def partials(folder: Path) -> list[Path]:

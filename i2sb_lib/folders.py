@@ -16,7 +16,8 @@ from torch import Tensor
 
 from i2sb_lib.console import explain
 from i2sb_lib.faults import check_writable
-from i2sb_lib.images import SUFFIXES, is_ours, open_image, save_image, to_float, to_tensor
+from i2sb_lib.files import is_special, same
+from i2sb_lib.images import MAX_BYTES, SUFFIXES, is_ours, open_image, save_image, to_float, to_tensor
 
 GROUP = 2**18  # pixels of one batch, or a single image: 64 of 64 x 64
 HELD = 2**22  # pixels that wait for others of their size
@@ -27,12 +28,12 @@ _SHEETS = {name: ("restored" if "metrics" in name else "contact_sheet") + ".png"
 
 
 class Job(NamedTuple):
-    """An image's file, its name in the source, the file of its result, and of what that is one."""
+    """An image's file, its name in the source, its result's file, and of what that is one, once read."""
 
     file: Path
     name: str
     out: Path
-    making: str
+    making: str | None = None
 
 
 Work = Callable[[Tensor, list[str]], Tensor]
@@ -40,7 +41,7 @@ Work = Callable[[Tensor, list[str]], Tensor]
 
 def seed_of(seed: int, name: str) -> int:
     """The seed of an image's own randomness, from its file's name: alone, in a folder and in any batch."""
-    return seed + zlib.crc32(PurePosixPath(name).name.encode("utf-8", "surrogateescape"))
+    return seed + zlib.crc32(same(PurePosixPath(name).name).encode("utf-8", "surrogateescape"))
 
 
 def _key(path: Path) -> tuple[int, int]:
@@ -106,7 +107,9 @@ def list_images(
         for path in inside:
             if path.is_dir():  # real ones first: a folder that is also linked is listed under its own name
                 (todo.append if path.is_symlink() else todo.appendleft)(path)
-            elif path.suffix.lower() not in suffixes or not (path.is_file() or path.is_symlink()):
+            elif is_special(path):
+                skipped["pipe or device"] += 1
+            elif path.suffix.lower() not in suffixes:
                 skipped[path.suffix.lower() or "no suffix"] += not made
             elif path.name not in made:
                 files.append(path)
@@ -131,16 +134,27 @@ def _images(source: Path, exclude: Path) -> list[Path]:
     return files
 
 
-def _lost(out: Path, making: str, originals: set[tuple[int, int]]) -> str:
-    """What a result would be written over; empty where that is nothing, or a result of the same making."""
+def _making(by: str, file: Path) -> str | None:
+    """What a command's result of an image is one of, wherever that lies; None where it cannot be read."""
+    with contextlib.suppress(OSError):
+        if file.is_file():
+            with file.open("rb") as opened:
+                return f"{by} {zlib.crc32(opened.read(MAX_BYTES)):08x}"
+    return None
+
+
+def _lost(out: Path, by: str, file: Path, originals: set[tuple[int, int]]) -> str:
+    """What a result would be written over; empty where that is nothing, or a result that may be made anew."""
     source = out.exists() and _key(out) in originals
     if out.is_symlink() and not source:
         return f"link, got {out} there"
-    if not out.exists() or (not source and is_ours(out, making) and os.access(out, os.W_OK)):
+    if not out.exists() or (not source and os.access(out, os.W_OK) and is_ours(out, _making(by, file))):
         return ""
     unmarked = out.suffix.lower() in (".bmp", ".ppm") and not source
     how = f", and no {out.suffix} tells if it is one: delete it, or choose .png" * unmarked
-    return f"{'other result' if is_ours(out) and not source else 'original'}, got {out} there{how}"
+    if is_ours(out) and not source:
+        return f"other result, got {out} there, which another picture or command made: delete it to go on"
+    return f"original, got {out} there{how}"
 
 
 def plan(sources: Sequence[str | Path], target: str, by: str) -> list[Job]:
@@ -151,7 +165,7 @@ def plan(sources: Sequence[str | Path], target: str, by: str) -> list[Job]:
     beside other sources a folder's results go to a folder of its name. What was skipped, and that results
     lie inside their source, is said on stderr. Raises ValueError where there is no image, where the target
     cannot be, where two results would have one name, and where a result would fall on a source, or on a file
-    that is no result of this command and the same source, wherever it is called from.
+    that is no result of this command and the same picture, wherever that lies.
     """
     for name, what in [*((s, "source") for s in sources), (target, "target")]:
         if not str(name):  # a shell's variable that is not set
@@ -177,10 +191,9 @@ def plan(sources: Sequence[str | Path], target: str, by: str) -> list[Job]:
             name = file.relative_to(source).as_posix() if source.is_dir() else file.name
             plain = name if file.suffix.lower() in SUFFIXES else f"{name}.png"
             out = place / own / plain if folder else place
-            making = f"{by} {real(file)}"
-            if lost := _lost(out, making, originals):
+            if lost := _lost(out, by, file, originals):
                 raise ValueError(f"expected a target that overwrites no {lost}")
-            jobs.append(Job(file, name, out, making))
+            jobs.append(Job(file, name, out))
         if source.is_dir() and _within(place, source):
             if not all(map(is_ours, list_images(place)[0])):
                 raise ValueError(f"expected a target without originals inside the source, got {place}")
@@ -236,7 +249,8 @@ def each_image(sources: Sequence[str | Path], target: str, work: Work, by: str, 
         for job in jobs:
             with _noted(failed, job.file):
                 pixels = to_tensor(open_image(job.file, channels == 4), channels)
-                groups.setdefault(pixels.shape, []).append((job, pixels))
+                read = job._replace(making=_making(by, job.file))
+                groups.setdefault(pixels.shape, []).append((read, pixels))
                 if size(pixels.shape) + math.prod(pixels.shape[-2:]) > GROUP:
                     finish(groups.pop(pixels.shape))
                 elif sum(map(size, groups)) > HELD:

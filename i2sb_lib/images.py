@@ -16,8 +16,8 @@ import torch
 from PIL import ExifTags, Image, ImageCms
 from torch import Tensor
 
-from i2sb_lib.faults import first_line, warn
-from i2sb_lib.files import atomic_write
+from i2sb_lib.faults import unreadable, warn
+from i2sb_lib.files import atomic_write, is_special
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".tif", ".tiff", ".ppm")  # read and written
 FORMATS = ("PNG", "JPEG", "MPO", "BMP", "WEBP", "TIFF", "PPM", "GIF", "AVIF")  # by content, of one file
@@ -72,12 +72,6 @@ def psnr(x: Tensor, y: Tensor) -> Tensor:
     return -10 * torch.log10((x - y).square().flatten(1).mean(1) / 4)
 
 
-def unreadable(name: object, wanted: str, error: Exception) -> ValueError:
-    """What to raise for a file that is not what was wanted: one sentence, for whatever error that came as."""
-    reason = first_line(error).split(" <_io")[0]
-    return ValueError(f"{name}: expected {wanted}, got something unreadable ({reason})")
-
-
 def open_image(file: Any, alpha: bool = False) -> Image.Image:
     """The picture in a file, given by path or open for reading, as `to_rgb` makes it.
 
@@ -89,7 +83,9 @@ def open_image(file: Any, alpha: bool = False) -> Image.Image:
     try:
         Image.init()
         if path:
-            with Path(file).open("rb") as opened:  # which may be a device without an end
+            if is_special(Path(file)):
+                raise ValueError("a pipe or a device")
+            with Path(file).open("rb") as opened:
                 content = opened.read(MAX_BYTES + 1)
             if len(content) > MAX_BYTES:
                 raise ValueError(f"over {MAX_BYTES} bytes")
@@ -120,11 +116,21 @@ def to_rgb(image: Image.Image, alpha: bool = False) -> Image.Image:
         warn(_DEEP)  # Pillow scales them
     name = getattr(image, "filename", "")
     image.filename = ""  # type: ignore[attr-defined]  # by name Pillow maps memory, and scrambles turned TIFFs
+    # a TIFF's: 258 bits a sample, 259 compression, 262 what 0 means, 284 planes, 339 signed or float samples,
+    # 320 colours of a palette, 530 pixels for each of chroma's
+    tags = getattr(image, "tag_v2", {})
+    chroma = (tags.get(530, (2, 2)), image.mode)  # Pillow 11 has no mode for it
+    if (tags.get(262), tags.get(259, 1)) == (6, 1) and chroma != ((1, 1), "YCbCr"):
+        raise ValueError("expected compressed YCbCr, got a kind of uncompressed, which Pillow scrambles")
     if not all(image.size):
         raise ValueError(f"expected a picture with pixels, got {image.width} x {image.height}")
+    if any("'RGB;16B'" in part for part in tile) and "transparency" in image.info:
+        _clear(image)
     image.load()
     image.filename = name  # type: ignore[attr-defined]
-    for few, step in (("'L;2'", 85), ("'L;4'", 17)):  # 2 and 4 bits: Pillow scales the pixels, not their key
+    if tags.get(262) == 3 and max(tags[320]) < 256:  # as libtiff has it: 8 bits where 16 are meant to be
+        image.putpalette(bytes(tags[320]), "RGB;L")
+    for few, step in (("'1'", 255), ("'L;2'", 85), ("'L;4'", 17)):  # Pillow scales pixels, but not all keys
         if any(few in part for part in tile) and "transparency" in image.info:
             image.info["transparency"] = (image.info["transparency"] & 255 // step) * step
     try:
@@ -148,15 +154,26 @@ def to_rgb(image: Image.Image, alpha: bool = False) -> Image.Image:
     return rgb
 
 
+def _clear(image: Any) -> None:
+    """Give a PNG of 16 bits a colour its opacity in place: Pillow keeps and compares high bytes alone."""
+    place = image.fp.tell()
+    low = Image.open(image.fp, formats=["PNG"])
+    low.tile = [part._replace(args="RGB;16L") for part in low.tile]  # the other byte of each
+    pixels = np.asarray(low).astype(np.uint16)
+    image.fp.seek(place)
+    pixels += np.asarray(image).astype(np.uint16) << 8
+    opaque = (pixels != image.info.pop("transparency")).any(-1)
+    image.putalpha(Image.fromarray(opaque.astype(np.uint8) * 255))
+
+
 def _eight_bits(image: Image.Image, deep: bool) -> Image.Image:
     """16-bit grey as 8 bits (mode L or, with a transparent level, LA); other modes as they are.
 
     deep: the file has 16 bits a colour, of which Pillow keeps the high bytes.
     """
     grey, key = image.mode[0] in "IF", image.info.get("transparency")
-    # a TIFF's: 258 bits a sample, 262 whether 0 is white, 284 planes, 339 signed or float samples
     tags = getattr(image, "tag_v2", {})
-    if 16 in tags.get(258, ()) and (tags.get(284), tags.get(259, 1)) == (2, 1):  # 259: not compressed
+    if 16 in tags.get(258, ()) and (tags.get(284), tags.get(259, 1)) == (2, 1):
         raise ValueError("expected a pixel's colours together, got 16-bit planes, which Pillow scrambles")
     unsigned = set(tags.get(339, (1,))) == {1} and (image.mode != "I" or image.format in ("PNG", "PPM"))
     if image.mode == "F" or not unsigned:
@@ -169,7 +186,6 @@ def _eight_bits(image: Image.Image, deep: bool) -> Image.Image:
         raise ValueError("expected 16 bits a pixel in use, got at most 12, whose white is not known")
     warn(_DEEP)
     if not grey:
-        image.info |= {"transparency": tuple(v >> 8 for v in key)} if isinstance(key, tuple) else {}
         return image
     table = np.linspace(0, 255, 2**bits).round().astype(np.uint8)
     plane = Image.fromarray((table[::-1] if tags.get(262) == 0 else table)[pixels])
@@ -216,6 +232,9 @@ def taken(x: Any, channels: int = 3) -> tuple[list[Tensor], Callable[[list[Tenso
     Raises ValueError for anything else.
     """
     if isinstance(x, list | tuple) and x and not any(isinstance(one, list | tuple) for one in x):
+        if shape := next((tuple(one.shape) for one in x if getattr(one, "ndim", 0) > 3), None):
+            got = f"a batch of shape {shape}, which `restore` takes by itself, in no list"
+            raise ValueError(f"expected a single picture, got {got}")
         each = [taken(one, channels) for one in x]
         kinds = [kind for _, kind in each]
         return [y for ys, _ in each for y in ys], lambda ys: [k([y]) for k, y in zip(kinds, ys, strict=True)]
@@ -254,7 +273,7 @@ def save_image(x: Tensor, path: str | Path | BinaryIO, source: str | None = None
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path}: expected a suffix among {', '.join(SUFFIXES)}, got {path.suffix!r}")
     jpeg = path.suffix.lower() in (".jpg", ".jpeg", ".jfif")
-    how: dict[str, Any] = {"quality": 95, "subsampling": 0} if jpeg else {"lossless": True}
+    how: dict[str, Any] = {"quality": 95, "subsampling": 0} if jpeg else {"lossless": True, "exact": True}
     if source is not None:
         how["exif"] = Image.Exif()
         how["exif"][ExifTags.Base.Software] = _mark(source)
@@ -269,6 +288,8 @@ def is_ours(file: Path, source: str | None = None) -> bool:
     """Whether a file is a picture that `save_image` wrote for a source, or for the one that is named."""
     Image.init()
     try:
+        if is_special(file):  # which would be waited for
+            return False
         with Image.open(file, formats=["PNG", "JPEG", "WEBP", "TIFF"]) as image:
             mark = str(image.getexif().get(ExifTags.Base.Software))
             return mark == _mark(source) if source is not None else mark.startswith(f"{SOFTWARE} ")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from i2sb_lib.data import Size, content_key, fit, preparation, prepared, sides
 from i2sb_lib.faults import warn
+from i2sb_lib.files import same
 from i2sb_lib.images import MODES
 from i2sb_lib.sources import open_source, split_column
 
@@ -42,6 +43,7 @@ def load_pairs(
         for name, open_it in images:
             at = name.removeprefix(root).lstrip("/\\")
             at = at if re.search(r" row \d+$", at) or not at else str(PurePath(at).with_suffix(""))
+            at = same(at)
             if at in names:
                 raise ValueError(f"{source}: expected names that differ, got {names[at][0]} and {name}")
             names[at] = name, open_it

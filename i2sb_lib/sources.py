@@ -5,6 +5,7 @@ the matter of whoever opens it; a source that cannot be read is one ValueError w
 """
 
 import io
+import os
 import re
 import zipfile
 from collections import Counter
@@ -15,9 +16,10 @@ from typing import Any
 
 from PIL import Image
 
-from i2sb_lib.faults import extra, first_line, warn
+from i2sb_lib.faults import extra, first_line, unreadable, warn
+from i2sb_lib.files import is_special
 from i2sb_lib.folders import is_hidden, list_images, tally
-from i2sb_lib.images import MAX_BYTES, SUFFIXES, open_image, unreadable
+from i2sb_lib.images import MAX_BYTES, SUFFIXES, open_image
 
 HUB_REVISIONS = {"korexyz/celeba-hq-256x256": "42078a1fb27b6079eaab8cf453efd3d79a8b7bda"}
 
@@ -30,7 +32,7 @@ _SPLITS = {"tra": "train", "val": "validation", "tes": "test"}
 def split_column(source: str) -> tuple[str, str]:
     """A source and the column of its parquet files: "image", or what stands behind a colon."""
     before, colon, column = source.rpartition(":")
-    named = colon and before and not Path(source).exists() and re.fullmatch(r"\w{2,}", column)
+    named = colon and before and not os.path.exists(source) and re.fullmatch(r"\w{2,}", column)
     return (before, column) if named else (source, "image")
 
 
@@ -42,29 +44,30 @@ def open_source(source: str, split: str | None) -> tuple[list[Path], Pictures]:
     if not source:  # a shell's variable that is not set; Path would take the current folder
         raise ValueError("expected a source of images, got an empty name")
     source, column = split_column(source)
-    path, kind = Path(source), Path(source).suffix.lower()
-    here = path.exists() or ("/" in source and path.parent.is_dir())
+    path, kind = Path(source), Path(source).suffix.lower()  # os.path: a name may be too long for Path's own
+    here = os.path.exists(path) or ("/" in source and os.path.isdir(path.parent))
     if not here and re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         path = _download(source)
-    if path.is_dir():
+    if os.path.isdir(path):
         files, skipped = list_images(path, suffixes=(*SUFFIXES, ".parquet"))
         shards = sum(f.suffix.lower() == ".parquet" for f in files)
         if 0 < shards < len(files):
             got = f"got {len(files) - shards} and {shards}: give the folder of one kind"
             raise ValueError(f"{source}: expected either images or parquet files, {got}")
         _say_left(source, files, skipped)
-        names = [(f if shards else f.parent).relative_to(path).as_posix() for f in files]
-        files = [files[i] for i in _of_split(names, split, source)]
+        names = [f.relative_to(path).as_posix() for f in files]
+        files = [files[i] for i in _of_split(names, split, source, folders=not shards)]
         return files, _parquet(files, column) if shards else [(str(f), partial(open_image, f)) for f in files]
-    if kind == ".parquet" and path.is_file():
+    if kind == ".parquet" and os.path.isfile(path):
         _of_split([path.name], split, source)
         return [path], _parquet([path], column)
-    if kind == ".zip" and path.is_file():
+    if kind == ".zip" and os.path.isfile(path):
         return [path], _zip(path, split)
-    if kind in SUFFIXES and path.is_file():
-        _of_split([""], split, source)
+    if kind in SUFFIXES and os.path.isfile(path):
+        _of_split([path.name], split, source, folders=True)
         return [path], [(source, partial(open_image, path))]
-    got = f"got a file of another kind ({kind or 'no suffix'})" if path.exists() else "got none there"
+    got = f"got a file of another kind ({kind or 'no suffix'})" if os.path.exists(path) else "got none there"
+    got = "got a pipe or a device" if is_special(path) else got
     raise ValueError(f"{source}: expected a folder, a .zip, a .parquet file or an image, {got}")
 
 
@@ -86,14 +89,17 @@ def _split_of(name: str) -> str:
     return ""
 
 
-def _of_split(names: list[str], split: str | None, source: str) -> list[int]:
+def _of_split(files: list[str], split: str | None, source: str, folders: bool = False) -> list[int]:
     """Positions of one split's files, by the words of their names: X_train_HR, "Test images", valSet2.
+
+    folders: by those of their folders alone.
 
     The split that is asked for, or the only one, or test, or validation; all files of a source without
     splits, which is training data unless nothing or "all" is asked for. There are splits only where every
     file belongs to one: beside others, a folder called train is a class of trains. Two splits beside
     others may be that or not: there test, validation or all has to be asked for.
     """
+    names = [str(PurePosixPath(f).parent) for f in files] if folders else files
     counts = Counter(tags := [_split_of(n) for n in names])
     outside, known = counts[""], sorted(filter(None, counts))
     unclear = outside and len(known) > 1
@@ -108,6 +114,9 @@ def _of_split(names: list[str], split: str | None, source: str) -> list[int]:
         alike = sorted(set(re.findall("train|test|val", " ".join(names).lower())))
         said = [f"{counts[k]} under the name of {k!r}, which is no split beside the others" for k in known]
         said += [f"though their names hold {' and '.join(alike)}: none is a split"] * (len(alike) > 1)
+        inside = sorted({_split_of(PurePosixPath(f).name) for f in files if folders} - {""})
+        words = " and ".join(inside)
+        said += [f"though names of files hold {words}: only folders are splits"] * (len(inside) > 1)
         if said and split != "all":
             warn(f"{source}: took all {len(names)} files, {said[0]}")
         return list(range(len(names)))
@@ -150,7 +159,7 @@ def _zip(path: Path, split: str | None) -> Pictures:
     kinds = {name: PurePosixPath(name).suffix.lower() for name in sorted(inside)}
     names = [name for name, kind in kinds.items() if kind in SUFFIXES]
     _say_left(path, names, Counter(k or "no suffix" for k in kinds.values() if k not in SUFFIXES))
-    taken = [names[i] for i in _of_split([str(PurePosixPath(n).parent) for n in names], split, str(path))]
+    taken = [names[i] for i in _of_split(names, split, str(path), folders=True)]
     return [(f"{path}/{n}", partial(_from_bytes, f"{path}/{n}", partial(read, inside[n]))) for n in taken]
 
 

@@ -251,6 +251,47 @@ def raw_tiff(values, bits=16, **tags):
     return io.BytesIO(b"II*\0" + struct.pack("<IH", 8, len(entries)) + body + bytes(4) + data)
 
 
+def made_tiff(strips, tags):
+    """A TIFF of these strips; tags: a number or several (SHORT) for each."""
+    offsets = np.cumsum([8, *map(len, strips)]).tolist()
+    tags = {259: 1} | tags | {273: offsets[:-1], 279: [len(s) for s in strips]}
+    values = {tag: np.atleast_1d(v).astype("<u2").tobytes() for tag, v in sorted(tags.items())}
+    start, entries, more = offsets[-1], b"", b""
+    for tag, data in values.items():
+        place = start + 6 + 12 * len(values) + len(more)
+        more += data if len(data) > 4 else b""
+        value = struct.pack("<I", place) if len(data) > 4 else data.ljust(4, b"\0")
+        entries += struct.pack("<HHI", tag, 3, len(data) // 2) + value
+    head, count = b"II*\0" + struct.pack("<I", start), struct.pack("<H", len(values))
+    return io.BytesIO(head + b"".join(strips) + count + entries + bytes(4) + more)
+
+
+def test_chroma_of_fewer_pixels_is_right_or_refused(tmp_path):
+    """Two strips of two rows, each block four of Y, one of Cb and of Cr; red everywhere."""
+    block, tags = bytes([76] * 4 + [85, 255]), {256: 8, 257: 4, 258: [8] * 3, 262: 6, 277: 3, 278: 2}
+    for sub in ({530: [2, 2]}, {530: [2, 1]}, {}):  # two of each is what no tag means
+        (tmp_path / "a.tif").write_bytes(made_tiff([block * 4] * 2, tags | sub).getvalue())
+        with pytest.raises(ValueError, match=r"a\.tif: .*got a kind of uncompressed, which"):
+            open_image(tmp_path / "a.tif")
+    packed = made_tiff([zlib.compress(block * 4)] * 2, tags | {259: 8, 530: [2, 2]})
+    each = made_tiff([bytes([76, 85, 255] * 16)] * 2, tags | {530: [1, 1]})
+    for file in (packed, each) if Image.open(each).mode == "YCbCr" else (packed,):
+        x = to_tensor(open_image(file)).flatten(1).int()
+        assert (x - torch.tensor([[254], [0], [0]])).abs().max() <= 1, x
+
+
+@pytest.mark.parametrize("bits", [1, 4, 8])
+def test_a_colour_map_of_eight_bits_is_taken_as_that(bits):
+    """As old programs wrote it, and as libtiff knows it: nothing in it is above 255."""
+    colours = np.arange(3 * 2**bits).reshape(3, -1) % 256 // 2 + 100
+    data = np.packbits(np.unpackbits(np.uint8([[1], [0], [1]]), axis=1)[:, -bits:])
+    tags = {256: 3, 257: 1, 258: bits, 262: 3, 277: 1, 278: 1}
+    for scale in (1, 256, 257):
+        image = Image.open(made_tiff([data.tobytes()], tags | {320: (colours * scale).flatten()}))
+        for _ in range(2):
+            assert to_tensor(image)[:, 0].T.tolist() == colours.T[[1, 0, 1]].tolist(), scale
+
+
 def test_planes_of_sixteen_bits_are_right_or_refused():
     tifffile = pytest.importorskip("tifffile")
     deep = np.random.default_rng(0).integers(0, 65536, (3, 6, 9), dtype=np.uint16)
@@ -330,6 +371,21 @@ def test_a_transparent_colour_is_clear_at_every_depth(bits):
     image = Image.open(raw_png([row], 2, row[3:], bits))
     for _ in range(2):
         assert to_tensor(image, 4)[:, 0].T.tolist() == [[255, 0, 0, 255], [100, 2, 3, 0]]
+
+
+@pytest.mark.parametrize("place", ["stream", "file"])
+def test_a_transparent_colour_of_sixteen_bits_is_compared_in_all_of_them(place, tmp_path):
+    row = [0, 0, 0, 200, 200, 200, 65535, 30000, 0, 0, 0, 1]  # all but the third have the key's high bytes
+    file = raw_png([row, row[::-1]], 2, [0, 0, 0])
+    if place == "file":
+        (tmp_path / "a.png").write_bytes(file.getvalue())
+        file = tmp_path / "a.png"
+    image = Image.open(file)
+    for source in (image, image, Image.open(file)):
+        rgba = to_tensor(source, 4)
+        assert rgba[3].tolist() == [[0, 255, 255, 255], [255, 255, 255, 0]]
+        assert rgba[:3, 0].T.tolist() == [[0] * 3, [0] * 3, [255, 117, 0], [0] * 3]
+    assert to_tensor(open_image(file))[0].tolist() == [[255, 0, 255, 0], [0, 0, 0, 255]]
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
@@ -495,6 +551,14 @@ def test_a_jpeg_is_saved_well_and_a_webp_without_loss(tmp_path):
     stripes[0, :, ::2], stripes[2, :, 1::2] = 255, 255
     save_image(stripes, tmp_path / "a.jpg")
     assert (to_tensor(open_image(tmp_path / "a.jpg")).float() - stripes).abs().mean() < 8
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".tif", ".tiff"])
+def test_colours_under_no_opacity_are_kept(suffix, tmp_path):
+    x = torch.randint(0, 256, (4, 16, 16), generator=torch.manual_seed(0), dtype=torch.uint8)
+    x[3, :8], x[3, 8:12] = 0, 1
+    save_image(x, tmp_path / f"a{suffix}")
+    assert torch.equal(to_tensor(open_image(tmp_path / f"a{suffix}", alpha=True), 4), x)
 
 
 def test_a_suffix_whose_format_would_break_the_promise_is_refused(picture, tmp_path):

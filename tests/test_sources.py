@@ -194,6 +194,18 @@ class TestSplits:
         said = f"took all 4 files, though their names hold {alike}: none is a split"
         assert heard(tmp_path, "train") == heard(tmp_path) == (4, [said])
 
+    @pytest.mark.parametrize("folder", ["", "deep/"])
+    def test_splits_by_the_names_of_files_are_none_and_it_is_said(self, tmp_path, folder):
+        names = [f"{folder}{name}.png" for name in ("train_0", "train_1", "test_0", "logo")]
+        spread(tmp_path / "tree", names)
+        zipped(tmp_path / "a.zip", {name: (tmp_path / "tree" / name).read_bytes() for name in names})
+        said = "took all 4 files, though names of files hold test and train: only folders are splits"
+        for source in (tmp_path / "tree", tmp_path / "a.zip"):
+            assert heard(source, "train") == heard(source) == (4, [said])
+            assert heard(source, "all") == (4, [])
+        spread(tmp_path / "trains", ["train_0.png", "latest_1.png", "test_vs_train.png"])
+        assert heard(tmp_path / "trains") == (3, [])
+
     @pytest.mark.parametrize(
         "names", [("latest", "older"), ("valley", "peak"), ("Strain", "rest"), ("trainer", "car")]
     )
@@ -237,6 +249,14 @@ def test_one_picture_is_a_source_and_other_files_are_named(tmp_path):
     photograph(0).save(tmp_path / "two.gif")
     with pytest.raises(ValueError, match=r"two\.gif: expected .* image, got a file of another kind \(\.gif"):
         load_images(tmp_path / "two.gif", size=16)
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "b c/" + "a" * 5000, "a" * 5000 + "/b c", "a" * 999 + ".png"])
+def test_a_name_that_no_file_can_have_is_one_sentence(name, monkeypatch):
+    monkeypatch.setattr(sources, "_download", lambda s: pytest.fail("asked the hub"))
+    for source in (name, f"{name}:column", f"./{name}"):
+        with pytest.raises(ValueError, match=r"expected a folder, .* or an image, got none there$"):
+            load_images(source, size=16)
 
 
 def test_linked_folders_and_what_our_runs_wrote(tmp_path):
