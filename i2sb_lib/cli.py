@@ -225,9 +225,7 @@ class Info:
             return
         model = load_pretrained(self.checkpoint, "cpu")
         card = model.folder / "README.md"
-        print(
-            card.read_bytes().decode(errors="replace") if card.exists() else f"{model.folder}: no model card"
-        )
+        print(card.read_bytes().decode(errors="replace") if card.exists() else f"{card}: no model card")
         content = {"model": dataclasses.asdict(model.denoiser.config), **model.record}
         print(json.dumps(content, indent=1))
 
