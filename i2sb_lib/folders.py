@@ -17,7 +17,7 @@ from torch import Tensor
 from i2sb_lib.console import explain
 from i2sb_lib.faults import check_writable
 from i2sb_lib.files import is_special, same
-from i2sb_lib.images import MAX_BYTES, SUFFIXES, is_ours, open_image, save_image, to_float, to_tensor
+from i2sb_lib.images import MAX_BYTES, OPAQUE, SUFFIXES, is_ours, open_image, save_image, to_float, to_tensor
 
 GROUP = 2**18  # pixels of one batch, or a single image: 64 of 64 x 64
 HELD = 2**22  # pixels that wait for others of their size
@@ -157,13 +157,13 @@ def _lost(out: Path, by: str, file: Path, originals: set[tuple[int, int]]) -> st
     return f"original, got {out} there{how}"
 
 
-def plan(sources: Sequence[str | Path], target: str, by: str) -> list[Job]:
+def plan(sources: Sequence[str | Path], target: str, by: str, channels: int = 3) -> list[Job]:
     """What is made of each source, an image or all of a folder, by the command of that name.
 
     A target is a folder where it is one, ends in a slash or has no suffix; of several sources it has to be
-    one. A result goes by its image's name, with .png behind it where that is no suffix that can be written;
-    beside other sources a folder's results go to a folder of its name. What was skipped, and that results
-    lie inside their source, is said on stderr. Raises ValueError where there is no image, where the target
+    one. A result goes by its image's name, with .png behind it where that suffix cannot be written, or hold
+    opacity; beside other sources a folder's results go to a folder of its name. What was skipped, and that
+    results lie inside their source, is said on stderr. Raises ValueError where there is no image, where the target
     cannot be, where two results would have one name, and where a result would fall on a source, or on a file
     that is no result of this command and the same picture, wherever that lies.
     """
@@ -178,6 +178,7 @@ def plan(sources: Sequence[str | Path], target: str, by: str) -> list[Job]:
             raise ValueError(f"expected an image or a folder at {name}, got nothing there")
     single = len(paths) == 1 and not paths[0].is_dir()
     named = place.suffix.lower() in SUFFIXES
+    takes = [s for s in SUFFIXES if channels < 4 or s not in OPAQUE]
     new = not place.exists() and not named and not (single and place.suffix)
     folder = place.is_dir() or target.endswith(("/", os.sep)) or new
     if not folder and not (single and named):
@@ -189,8 +190,10 @@ def plan(sources: Sequence[str | Path], target: str, by: str) -> list[Job]:
         own = Path(os.path.abspath(source)).name if source.is_dir() and len(paths) > 1 else ""
         for file in files:
             name = file.relative_to(source).as_posix() if source.is_dir() else file.name
-            plain = name if file.suffix.lower() in SUFFIXES else f"{name}.png"
+            plain = name if file.suffix.lower() in takes else f"{name}.png"
             out = place / own / plain if folder else place
+            if out.suffix.lower() not in takes:
+                raise ValueError(f"{out}: expected a format that holds opacity, such as .png")
             if lost := _lost(out, by, file, originals):
                 raise ValueError(f"expected a target that overwrites no {lost}")
             jobs.append(Job(file, name, out))
@@ -223,7 +226,8 @@ def each_image(sources: Sequence[str | Path], target: str, work: Work, by: str, 
     image's failure leaves the others: ValueError tells the first at the end, stderr the rest; what all
     fail by is told once. Ctrl-C says on stderr how many were written before it.
     """
-    jobs, failed, written = plan(sources, target, by), dict[Path | str, str](), set[tuple[int, int]]()
+    jobs, written = plan(sources, target, by, channels), set[tuple[int, int]]()
+    failed: dict[Path | str, str] = {}
     groups: dict[tuple[int, ...], list[tuple[Job, Tensor]]] = {}
     check_writable(jobs[0].out.parent)
 

@@ -26,7 +26,7 @@ MAX_PIXELS = 2**27  # a hundred-megapixel camera's pictures; what claims more is
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by channels
 SOFTWARE = "i2sb-lib"  # EXIF's Software of a result, before a number for what it was made of
 _DEEP = "pictures of more than 8 bits a colour are taken as 8"
-_OPAQUE = (".jpg", ".jpeg", ".jfif", ".bmp", ".ppm")  # files that hold no opacity
+OPAQUE = (".jpg", ".jpeg", ".jfif", ".bmp", ".ppm")  # files that hold no opacity
 _TURNS = dict(enumerate(("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270",
                          "TRANSVERSE", "ROTATE_90"), 2))  # fmt: skip
 
@@ -268,7 +268,7 @@ def save_image(x: Tensor, path: str | Path | BinaryIO, source: str | None = None
     if not isinstance(path, str | os.PathLike):
         return image.save(path, "PNG")
     path = Path(path)
-    if image.mode == "RGBA" and path.suffix.lower() in _OPAQUE:
+    if image.mode == "RGBA" and path.suffix.lower() in OPAQUE:
         raise ValueError(f"{path}: expected a format that holds opacity, such as .png")
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path}: expected a suffix among {', '.join(SUFFIXES)}, got {path.suffix!r}")

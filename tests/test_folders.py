@@ -540,3 +540,21 @@ def test_an_stderr_that_is_full_fails_nothing(tmp_path, monkeypatch):
         with contextlib.suppress(OSError):
             full.close()
     assert (tmp_path / "out" / "a.png").exists()
+
+
+def test_results_with_opacity_go_where_it_is_held_and_else_are_refused_before_the_work(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("a.jpg", "b.png", "c.bmp"):
+        Image.new("RGB", (8, 8), (10, 90, 200)).save(tmp_path / "in" / name)
+
+    def halve(x, names):
+        assert x.shape[1] == 4
+        return torch.cat([x[:, :3], torch.zeros_like(x[:, 3:])], 1)
+
+    folders.each_image([tmp_path / "in"], str(tmp_path / "out"), halve, "restore", channels=4)
+    found = {f.name: to_tensor(images.open_image(f, alpha=True), 4) for f in (tmp_path / "out").iterdir()}
+    assert sorted(found) == ["a.jpg.png", "b.png", "c.bmp.png"]
+    assert all(set(x[3].unique().tolist()) <= {127, 128} for x in found.values())
+    one, refused = [tmp_path / "in" / "b.png"], r"x\.jpg: expected a format that holds opacity"
+    with pytest.raises(ValueError, match=refused):
+        folders.each_image(one, str(tmp_path / "x.jpg"), lambda *_: 1 / 0, "restore", channels=4)
