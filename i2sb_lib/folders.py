@@ -163,9 +163,9 @@ def plan(sources: Sequence[str | Path], target: str, by: str, channels: int = 3)
     A target is a folder where it is one, ends in a slash or has no suffix; of several sources it has to be
     one. A result goes by its image's name, with .png behind it where that suffix cannot be written, or hold
     opacity; beside other sources a folder's results go to a folder of its name. What was skipped, and that
-    results lie inside their source, is said on stderr. Raises ValueError where there is no image, where the target
-    cannot be, where two results would have one name, and where a result would fall on a source, or on a file
-    that is no result of this command and the same picture, wherever that lies.
+    results lie inside their source, is said on stderr. Raises ValueError where there is no image, where the
+    target cannot be, where two results would have one name, and where a result would fall on a source, or on
+    a file that is no result of this command and the same picture, wherever that lies.
     """
     for name, what in [*((s, "source") for s in sources), (target, "target")]:
         if not str(name):  # a shell's variable that is not set
