@@ -34,7 +34,7 @@ from i2sb_lib.samplers import generators, sample
 BASE: dict[str, Any] = {"network": "unet-small", "batch_size": 16, "lr": 8e-4, "warmup": 100}
 EVERY: dict[str, Any] = {"save_every": 200, "eval_every": 10**6, "process": "diffusion", "quantise": False}
 ROUNDING = (2 / 255) ** 2 / 12  # variance of 8 bits' rounding, for pictures in [-1, 1]
-ZETAS, ETAS, PART = (0.3, 1.0, 3.0, 10.0, 100.0), (0.0, 1.0), 32
+ZETAS, ETAS, PART = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0), (0.0, 1.0), 32
 
 
 def blank(x0: Tensor) -> Tensor:
