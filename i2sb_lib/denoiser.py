@@ -85,6 +85,16 @@ def measure_moments(x0: Tensor, g: Tensor) -> tuple[float, float, float]:
     return m00, m11, min(max(m01, -most), most)
 
 
+@torch.no_grad()
+def follow(average: nn.Module, model: nn.Module, weight: float) -> None:
+    """Move the parameters of a running average towards the model's by `weight`; its buffers become the model's."""
+    slow, fast = (list(m.parameters()) for m in (average, model))
+    torch._foreach_lerp_(slow, fast, weight)
+    theirs = dict(model.named_buffers())
+    for name, buffer in average.named_buffers():
+        buffer.data = theirs[name].clone()  # whose shape may be another by now
+
+
 class Denoiser(nn.Module):
     """D(x_t, t, x1) on the bridge that `config` describes; built with random weights.
 

@@ -25,7 +25,7 @@ from i2sb_lib.batches import Batches, seeded
 from i2sb_lib.checkpoints import save_pretrained
 from i2sb_lib.config import TrainConfig, config_hash, learning_rate
 from i2sb_lib.data import fingerprint, sides
-from i2sb_lib.denoiser import Denoiser, Design, ModelConfig, measure_moments
+from i2sb_lib.denoiser import Denoiser, Design, ModelConfig, follow, measure_moments
 from i2sb_lib.devices import device_name
 from i2sb_lib.faults import TrainingError, first_line
 from i2sb_lib.files import atomic_write, partials
@@ -188,9 +188,7 @@ class Trainer:
         with self.batches.dropout(self.step):
             loss = self.host.descend(self.wrapped, batch, self.optimizer, self.config.clip)
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            slow, fast = (list(m.parameters()) for m in (self.ema, self.model))
-            torch._foreach_lerp_(slow, fast, 1 - decay)
+        follow(self.ema, self.model, 1 - decay)
         self.step += 1
         self.pending.append(loss)
 

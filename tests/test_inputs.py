@@ -73,6 +73,32 @@ def test_own_images_degradation_and_network_from_training_to_restoring(tmp_path)
         model.restore(torch.zeros(1, 3, 8, 12))
 
 
+class Normed(Net):
+    """With what BatchNorm and spectral_norm learn beside weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.utils.parametrizations.spectral_norm(self.conv)
+        self.norm = nn.BatchNorm2d(1)
+
+    def forward(self, planes, t):
+        return self.norm(super().forward(planes, t))
+
+
+def test_what_a_network_learns_beside_its_weights_is_in_the_average_and_on_disk(tmp_path):
+    """Its running statistics and singular vectors, also where it is resumed."""
+    own = {"images": images(), "degrade": halve}
+    train(config(tmp_path, minutes=1e-9), net=Normed(), **own)
+    net = Normed()
+    assert train(config(tmp_path), resume=True, net=net, **own)["finished"]
+    saved = i2sb_lib.load_pretrained(tmp_path / "run", "cpu", net=Normed()).denoiser.net
+    buffers, fresh = dict(saved.named_buffers()), dict(Normed().named_buffers())
+    assert buffers["norm.num_batches_tracked"] == 4
+    for name, buffer in net.named_buffers():
+        torch.testing.assert_close(buffers[name], buffer, rtol=1e-3, atol=1e-4)
+        assert not torch.allclose(buffer, fresh[name], rtol=0.01)
+
+
 def test_what_a_network_gives_and_a_degradation_gives_is_checked(tmp_path):
     with pytest.raises(ValueError, match=r"expected the network to give \(4, 1, 8, 12\), got \(4, 2, 8"):
         train(config(tmp_path), images=images(), degrade=halve, net=Net(out=2))
