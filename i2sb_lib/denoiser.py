@@ -87,8 +87,8 @@ def measure_moments(x0: Tensor, g: Tensor) -> tuple[float, float, float]:
 
 @torch.no_grad()
 def follow(average: nn.Module, model: nn.Module, weight: float) -> None:
-    """Move the parameters of a running average towards the model's by `weight`; its buffers become the model's."""
-    slow, fast = (list(m.parameters()) for m in (average, model))
+    """Move a running average's parameters towards the model's by `weight`; its buffers become the model's."""
+    slow, fast = (list[Tensor](m.parameters()) for m in (average, model))
     torch._foreach_lerp_(slow, fast, weight)
     theirs = dict(model.named_buffers())
     for name, buffer in average.named_buffers():
