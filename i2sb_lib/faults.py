@@ -50,21 +50,52 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
 
 
-def check_writable(folder: Path) -> None:
-    """TrainingError where nothing can be written to the folder, or where it cannot be made; none is left."""
+@contextlib.contextmanager
+def writable(folder: Path) -> Iterator[None]:
+    """In which the folder is there; TrainingError where nothing can be written to it, or it cannot be made.
+
+    What had to be made for it and holds nothing is afterwards gone again.
+    """
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(4096))
-    except OSError as error:
-        raise TrainingError(
-            f"{folder}: expected a folder that can be written to, got: {error.strerror}"
-        ) from None
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(bytes(4096))
+        except OSError as error:
+            said = f"{folder}: expected a folder that can be written to, got: {error.strerror}"
+            raise TrainingError(said) from None
+        yield
     finally:
         for place in made:
             with contextlib.suppress(OSError):  # never made, or in use by now
                 place.rmdir()
+
+
+def check_writable(folder: Path) -> None:
+    """TrainingError where nothing can be written to the folder, or where it cannot be made; none is left."""
+    with writable(folder):
+        pass
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """In which the folder is there, can be written to, and no other training is at work in it: TrainingError.
+
+    The lock is the kernel's, on the folder itself: there is no file of it, and it ends with its process.
+    """
+    with writable(folder), contextlib.ExitStack() as stack:
+        try:
+            import fcntl
+
+            stack.callback(os.close, place := os.open(folder, os.O_RDONLY))
+            fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            said = f"{folder}: expected no other training there, got one at work: wait, or give another --out"
+            raise TrainingError(said) from None
+        except (ImportError, OSError):  # Windows, and NFS: they have no such lock
+            pass
+        yield
 
 
 def check_compiler(device: torch.device) -> None:

@@ -5,6 +5,7 @@ seeded by (seed, k) alone and is drawn for the whole batch, of which each proces
 So a resumed run repeats an unbroken one exactly, and P processes compute what one would.
 """
 
+import contextlib
 import copy
 import dataclasses
 import json
@@ -54,6 +55,10 @@ class _Loss(nn.Module):
         return self.model.loss(x0, x1, t, noise, self.floor, g).mean()
 
 
+def _host(config: TrainConfig) -> Processes:
+    return Processes(str(config.precision), config.batch_size, config.accumulate, str(config.device))
+
+
 class Trainer:
     """A run: `train` makes one, or takes one up again. `step` counts finished optimiser steps.
 
@@ -70,7 +75,7 @@ class Trainer:
         if not resume and (there := [file.name for file in written if file.exists()]):
             raise TrainingError(f"{self.out}: expected no {there[0]} there, which the run would replace")
         saved = read_state(self.out / "state.pt", config) if resume else None
-        self.host = Processes(str(config.precision), config.batch_size, config.accumulate, str(config.device))
+        self.host = _host(config)
         self.device = self.host.device
         self.degrade = degrade
         with seeded(config.seed, CPU):
@@ -79,8 +84,6 @@ class Trainer:
             raise TrainingError(f"{config.network}: expected a size that {stride} divides, got {config.size}")
         if config.compile:
             faults.check_compiler(self.device)
-        if self.host.main:
-            faults.check_writable(self.out)
         self.writer: Any = faults.create_writer(self.out) if config.tensorboard and self.host.main else None
         with self.host.state.main_process_first():  # one process prepares, the others read
             images, targets = given or load(config)
@@ -207,8 +210,8 @@ class Trainer:
 
     def log(self) -> dict[str, float]:
         """Move the pending losses to the history as one line: step, mean loss, learning rate."""
-        rate = learning_rate(self.config, self.step - 1)
-        self._note({"step": self.step, "loss": self._mean_loss(), "lr": rate})
+        lr = learning_rate(self.config, self.step - 1)
+        self._note({"step": self.step, "loss": self._mean_loss(), "lr": lr})
         self.pending = []
         return self.history[-1]
 
@@ -231,7 +234,6 @@ class Trainer:
             rows.append(restored.x.clamp(-1, 1))
             result[f"psnr_{n}"] = float(psnr(rows[-1], x0).mean())
         sheet = torch.cat([torch.cat(list(r[:8]), dim=-1) for r in rows], dim=-2)
-        self.out.mkdir(parents=True, exist_ok=True)
         save_image(sheet.nan_to_num().clamp(-1, 1), self.out / "contact_sheet.png")
         self._note(result)
         return result
@@ -241,15 +243,17 @@ def train(config: TrainConfig, resume: bool = False, **own: Any) -> dict[str, An
     """Run to `steps` or for `minutes`, whichever is first, and leave a state that resumes exactly.
 
     own: see `i2sb_lib.train`; what was given to a run is given again to resume it.
-    Returns the run's record with "finished" and the last metrics. Raises TrainingError where a run
-    cannot start, resume or go on; what was saved stays as it was. SIGINT (Ctrl-C), SIGTERM and SIGHUP end the
-    step, save, say how to go on, and then do what they do elsewhere: KeyboardInterrupt, exit with 143.
+    Returns the run's record with "finished" and the last metrics. Raises TrainingError where a run cannot
+    start, resume or go on, or another is at work in `out`; what was saved stays as it was. SIGINT (Ctrl-C),
+    SIGTERM and SIGHUP end the step, save, say how to go on, and then do what they do elsewhere:
+    KeyboardInterrupt, exit with 143.
     The host's random numbers, Accelerator and signal handlers are afterwards what they were.
     Several processes, on GPUs or CPUs: `torchrun --nproc-per-node N -m i2sb_lib train …`, or on GPUs
     `accelerate launch`, which on CPUs starts one process only and is refused.
     """
     try:
-        with torch.inference_mode(False), torch.enable_grad():  # whatever the host has
+        only = faults.alone(Path(config.out)) if _host(config).main else contextlib.nullcontext()
+        with only, torch.inference_mode(False), torch.enable_grad():  # whatever the host has
             return _train(config, resume, own)
     except (MemoryError, RuntimeError) as error:
         if not faults.is_out_of_memory(error):
