@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from i2sb_lib.bridge import stratified
 from i2sb_lib.config import TrainConfig, create_pair_maker, stream
@@ -35,25 +35,36 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 class Own(Degradation):
     """Any callable as a degradation: x0 (B, C, H, W) in [-1, 1] -> x1 of that form, perhaps (x0, generator).
 
-    One that takes no generator may draw global random numbers: they are seeded from the generator, and
-    then go on as before. What it gives is checked: ValueError says what came.
+    An argument named generator gets one, and so does a second one without a default. Where there is neither,
+    global random numbers may be drawn: they are seeded from the generator, and then go on as before. What it
+    gives is checked: ValueError says what came.
     """
 
     def __init__(self, call: Callable[..., Tensor]) -> None:
         self.call, self.name = call, getattr(call, "__name__", type(call).__name__)
+        try:  # a module's own is (*args, **kwargs)
+            taken = inspect.signature(call.forward if isinstance(call, nn.Module) else call)
+        except (TypeError, ValueError):  # some written in C
+            taken = inspect.signature(lambda x: x)
+        more = [
+            p for p in list(taken.parameters.values())[1:] if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        ]
+        self.named = ["generator"] * any(p.name == "generator" and p.kind != p.POSITIONAL_ONLY for p in more)
+        second = bool(more) and more[0].kind != more[0].KEYWORD_ONLY and more[0].default is more[0].empty
+        self.second = second and not self.named
         try:
-            two = len(inspect.signature(call).bind(None, None).args) == 2
-        except (TypeError, ValueError):
-            two = False
-        self.drawn = two
+            taken.bind(None, *[None] * self.second, **dict.fromkeys(self.named))
+        except TypeError:
+            got = f"{self.name}{taken!s:.200}"
+            raise ValueError(f"expected a degradation of x0, or of x0 and a generator, got {got}") from None
 
     def __repr__(self) -> str:
         return self.name
 
     def apply(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         x = x.clone()  # which the call may change
-        if self.drawn:
-            y = self.call(x, generator)
+        if self.named or self.second:
+            y = self.call(x, *[generator] * self.second, **dict.fromkeys(self.named, generator))
         elif generator is None:
             y = self.call(x)
         else:

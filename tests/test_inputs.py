@@ -127,6 +127,46 @@ def test_a_degradation_s_randomness_is_the_run_s():
         assert torch.equal(own(x, drawn()), first)
 
 
+class Layer(nn.Module):
+    """What a module has as its forward, of which its call says nothing."""
+
+    def __init__(self, forward):
+        super().__init__()
+        self.forward = forward
+
+
+@pytest.mark.parametrize("kind", [lambda f: f, Layer])
+def test_a_generator_goes_to_who_asks_for_one(kind):
+    x, drawn = torch.zeros(1, 3, 8, 8), torch.Generator()
+
+    def found(call) -> list:
+        seen = []
+        Own(kind(call(seen)))(x, drawn)
+        return seen
+
+    with_one = [
+        lambda seen: lambda x, g: seen.append(g) or x,
+        lambda seen: lambda x, g, /: seen.append(g) or x,
+        lambda seen: lambda x, g, hard=False: seen.append(g) or x,
+        lambda seen: lambda x, generator=None: seen.append(generator) or x,
+        lambda seen: lambda x, strength=1, *, generator: seen.append(generator) or x,
+        lambda seen: lambda x, strength=0, generator=None: seen.append(generator) or x,
+    ]
+    assert [found(call) for call in with_one] == [[drawn]] * 6
+    without = [
+        lambda seen: lambda x: seen.append(0) or x,
+        lambda seen: lambda x, hard=0: seen.append(hard) or x,
+        lambda seen: lambda x, strength=0, *, hard=0: seen.append(strength + hard) or x,
+        lambda seen: lambda *x: seen.append(len(x) - 1) or x[0],  # torchvision's transforms
+        lambda seen: lambda x, **more: seen.append(len(more)) or x,
+    ]
+    assert [found(call) for call in without] == [[0]] * 5
+    for call in (lambda: x, lambda x, g, strength: x, lambda x, strength, *, generator: x, lambda x, *, s: x):
+        with pytest.raises(ValueError, match=r"expected a degradation of x0, or of x0 and a generator, got "):
+            Own(kind(call))
+    assert torch.equal(Own(torch.sin)(x, drawn), x)
+
+
 def test_noise_and_rounding_follow_an_own_degradation_of_either_kind(tmp_path):
     """A function and one of the library's operators: the config's noise is behind both."""
     blur, x0 = i2sb_lib.create_degradation("blur-gauss"), images(3, 8, 8)
