@@ -119,6 +119,7 @@ class Batches:
         """x0 of the images at `indices`."""
         return self._pixels(self.images, indices)
 
+    @torch.no_grad()  # what a degradation of one's own has learnt stays as it is
     def start(self, x0: Tensor, indices: Tensor, generator: torch.Generator) -> Tensor:
         """x1 of the images at `indices`, whose x0 is given."""
         return self.degrade(x0, generator) if self.targets is None else self._pixels(self.targets, indices)

@@ -167,6 +167,16 @@ def test_a_generator_goes_to_who_asks_for_one(kind):
     assert torch.equal(Own(torch.sin)(x, drawn), x)
 
 
+@pytest.mark.parametrize("kind", [lambda f: f, lambda f: lambda x: f(x).clamp(-1, 1)])
+def test_a_degradation_that_has_weights_gathers_no_gradients(kind, tmp_path):
+    blur = nn.Conv2d(1, 1, 3, padding=1, bias=False)
+    nn.init.constant_(blur.weight, 1 / 9)
+    own = {"images": images(), "degrade": kind(blur)}
+    assert train(config(tmp_path, accumulate=2, quantise=False), **own)["finished"]
+    assert blur.weight.grad is None
+    assert blur.weight.requires_grad
+
+
 def test_noise_and_rounding_follow_an_own_degradation_of_either_kind(tmp_path):
     """A function and one of the library's operators: the config's noise is behind both."""
     blur, x0 = i2sb_lib.create_degradation("blur-gauss"), images(3, 8, 8)
