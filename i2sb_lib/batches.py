@@ -50,13 +50,12 @@ class Own(Degradation):
             p for p in list(taken.parameters.values())[1:] if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
         ]
         self.named = ["generator"] * any(p.name == "generator" and p.kind != p.POSITIONAL_ONLY for p in more)
-        second = bool(more) and more[0].kind != more[0].KEYWORD_ONLY and more[0].default is more[0].empty
-        self.second = second and not self.named
+        asks = [p.default is p.empty and p.kind != p.KEYWORD_ONLY for p in more[:1]]
+        self.second = asks == [True] and not self.named
         try:
             taken.bind(None, *[None] * self.second, **dict.fromkeys(self.named))
         except TypeError:
-            got = f"{self.name}{taken!s:.200}"
-            raise ValueError(f"expected a degradation of x0, or of x0 and a generator, got {got}") from None
+            raise ValueError(f"expected degrade (x0) or (x0, generator), got {self.name}{taken}") from None
 
     def __repr__(self) -> str:
         return self.name

@@ -190,6 +190,4 @@ def load_pretrained(
         raise ValueError(f"{path}: expected a complete checkpoint, got: {first_line(error)}") from error
     for p in denoiser.parameters():  # and no buffer
         p.data = p.data.float()
-    denoiser = denoiser.requires_grad_(False).eval()
-    denoiser = denoiser.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Pretrained(denoiser, record, path)
+    return Pretrained(denoiser.requires_grad_(False).eval().place(device), record, path)

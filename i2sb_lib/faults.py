@@ -91,8 +91,7 @@ def alone(folder: Path) -> Iterator[None]:
             stack.callback(os.close, place := os.open(folder, os.O_RDONLY))
             fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            said = f"{folder}: expected no other training there, got one at work: wait, or give another --out"
-            raise TrainingError(said) from None
+            raise TrainingError(f"{folder}: expected no other training, got one; wait for its end") from None
         except (ImportError, OSError):  # Windows, and NFS: they have no such lock
             pass
         yield

@@ -1,5 +1,6 @@
 """What a run is given: images, pairs or a degradation of one's own, a network, weights to start from."""
 
+import copy
 import dataclasses
 import sys
 from collections.abc import Callable
@@ -72,6 +73,23 @@ def inputs(
     if config.degradation != CUSTOM:  # what it cannot do is refused before an image is read
         made(torch.zeros(1, config.channels, *sides(config.size)), torch.Generator())
     return config, made, given
+
+
+def check_network(model: Denoiser, config: TrainConfig) -> None:
+    """Refuse what cannot be trained, TrainingError; one of one's own is tried once, as a copy."""
+    if any(n % (stride := model.stride) for n in sides(config.size)):
+        raise TrainingError(f"{config.network}: expected a size that {stride} divides, got {config.size}")
+    if config.network != CUSTOM:
+        return
+    for name, p in model.named_parameters():
+        if nn.parameter.is_lazy(p) or p.dtype != torch.float32:
+            got = f"{name}, a {type(p).__name__} of {p.dtype}"
+            raise TrainingError(f"expected a network whose weights are there, in torch.float32, got {got}")
+    tried, trained = copy.deepcopy(model).eval(), [p for p in model.parameters() if p.requires_grad]
+    x = torch.zeros(1, config.channels, *sides(config.size), device=trained[0].device if trained else "cpu")
+    with torch.enable_grad():
+        if not trained or not tried(x, torch.ones_like(x[:, 0, 0, 0]), x, x).requires_grad:
+            raise TrainingError("expected a network whose result depends on weights to train, got none")
 
 
 def load(config: TrainConfig) -> Given:

@@ -25,13 +25,13 @@ from i2sb_lib import faults
 from i2sb_lib.batches import Batches, seeded
 from i2sb_lib.checkpoints import save_pretrained
 from i2sb_lib.config import TrainConfig, config_hash, learning_rate
-from i2sb_lib.data import fingerprint, sides
+from i2sb_lib.data import fingerprint
 from i2sb_lib.denoiser import Denoiser, Design, ModelConfig, follow, measure_moments
 from i2sb_lib.devices import device_name
 from i2sb_lib.faults import TrainingError, first_line
 from i2sb_lib.files import atomic_write, partials
 from i2sb_lib.images import psnr, save_image, to_float
-from i2sb_lib.inputs import inputs, load, start_from
+from i2sb_lib.inputs import check_network, inputs, load, start_from
 from i2sb_lib.processes import Processes
 from i2sb_lib.progress import progress
 from i2sb_lib.samplers import sample
@@ -79,9 +79,7 @@ class Trainer:
         self.device = self.host.device
         self.degrade = degrade
         with seeded(config.seed, CPU):
-            stride = Denoiser(self._model_config(), self.net).stride
-        if any(n % stride for n in sides(config.size)):
-            raise TrainingError(f"{config.network}: expected a size that {stride} divides, got {config.size}")
+            check_network(Denoiser(self._model_config(), self.net), config)
         if config.compile:
             faults.check_compiler(self.device)
         self.writer: Any = faults.create_writer(self.out) if config.tensorboard and self.host.main else None
@@ -100,7 +98,7 @@ class Trainer:
         self.batches = Batches(images, self.degrade, config, targets, places, self.device)
         self.held = self.checked.images
         with seeded(config.seed, CPU):
-            self.model = self._build().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.model = self._build().place(self.device)
         self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
         how = {"weight_decay": config.weight_decay, "fused": self.device.type in FUSED}
         self.optimizer = torch.optim.AdamW(self.model.parameters(), config.lr, **how)  # type: ignore[arg-type]

@@ -206,10 +206,7 @@ def test_a_second_training_in_a_folder_is_refused_and_takes_nothing(tiny, unbrok
 
     at_step(monkeypatch, 4, others)
     train(tiny)
-    assert (
-        said
-        == [f"{tiny.out}: expected no other training there, got one at work: wait, or give another --out"] * 2
-    )
+    assert said == [f"{tiny.out}: expected no other training, got one; wait for its end"] * 2
     half.unlink()
     assert contents(tiny.out).keys() == contents(unbroken.out).keys()  # there is no file of the lock
     assert_same_run(tiny, unbroken)
@@ -225,7 +222,7 @@ def test_a_killed_process_leaves_no_lock(tmp_path):
             os.write(write, b"x")
             signal.pause()
     os.read(read, 1)
-    with pytest.raises(TrainingError, match="got one at work"), faults.alone(folder):
+    with pytest.raises(TrainingError, match="expected no other training"), faults.alone(folder):
         pass
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)

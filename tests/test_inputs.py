@@ -73,6 +73,64 @@ def test_own_images_degradation_and_network_from_training_to_restoring(tmp_path)
         model.restore(torch.zeros(1, 3, 8, 12))
 
 
+class Kind(Net):
+    """The same, with a weight more, or with what is done to what it gives."""
+
+    def __init__(self, more=None, then=lambda x: x):
+        super().__init__()
+        self.more, self.then = more, then
+
+    def forward(self, planes, t):
+        return self.then(super().forward(planes, t) * (1 if self.more is None else 1 + self.more.sum()))
+
+
+FROZEN = "expected a network whose result depends on weights to train, got none"
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        (Kind(nn.Parameter(torch.ones(2, dtype=torch.cfloat))), "float32, got net.more, .* torch.complex64$"),
+        (Kind(nn.Parameter(torch.ones(2).to(torch.int8), False)), "got net.more, a Parameter of torch.int8$"),
+        (Kind().double(), "got net.conv.weight, a Parameter of torch.float64$"),
+        (Kind().half(), "got net.conv.weight, a Parameter of torch.float16$"),
+        (nn.LazyConv2d(1, 3), "float32, got net.weight, a UninitializedParameter of torch.float32"),
+        (Kind().requires_grad_(False), FROZEN),
+        (Kind(then=lambda y: y.detach()), FROZEN),
+        (nn.Identity(), FROZEN),
+        (lambda planes, t: planes[:, :1], FROZEN),
+        (Kind(then=lambda y: (y, y)), r"to give \(1, 1, 8, 12\) from planes \(1, 2, 8, 12\), got tuple$"),
+        (Kind(then=lambda y: y[..., 1:]), r"to give \(1, 1, 8, 12\) from .*, got \(1, 1, 8, 11\)$"),
+    ],
+)
+def test_a_network_that_cannot_be_trained_is_refused_before_images_are_read(
+    net, message, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(loop, "load", lambda *a: pytest.fail("images were read"))
+    with pytest.raises((TrainingError, ValueError), match=message) as error:
+        train(config(tmp_path, channels=1, size=(8, 12)), degrade=halve, net=net)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_network_may_have_weights_of_any_rank_and_is_tried_on_a_copy(tmp_path):
+    class Counting(Kind):
+        calls = 0
+
+        def forward(self, planes, t):
+            self.calls += 1
+            return super().forward(planes, t)
+
+    net, again = (Counting(nn.Parameter(torch.full((1, 2, 1, 1, 1), x))) for x in (0.25, 0.0))
+    run = Trainer(config(tmp_path), images=images(), degrade=halve, net=net)
+    assert net.calls == 0
+    run.optimise()
+    run.save()
+    i2sb_lib.load_pretrained(tmp_path / "run", "cpu", net=again)
+    assert (net.more - 0.25).abs().min() > 0
+    torch.testing.assert_close(again.more, net.more.detach(), rtol=1e-3, atol=0)
+
+
 class Normed(Net):
     """With what BatchNorm and spectral_norm learn beside weights."""
 
@@ -100,7 +158,7 @@ def test_what_a_network_learns_beside_its_weights_is_in_the_average_and_on_disk(
 
 
 def test_what_a_network_gives_and_a_degradation_gives_is_checked(tmp_path):
-    with pytest.raises(ValueError, match=r"expected the network to give \(4, 1, 8, 12\), got \(4, 2, 8"):
+    with pytest.raises(ValueError, match=r"network to give \(1, 1, 8, 12\) from .*, got \(1, 2, 8"):
         train(config(tmp_path), images=images(), degrade=halve, net=Net(out=2))
     with pytest.raises(ValueError, match=r"<lambda>: expected x1 of x0's shape"):
         Own(lambda x: x[..., :4])(torch.zeros(1, 1, 8, 8))
@@ -162,7 +220,7 @@ def test_a_generator_goes_to_who_asks_for_one(kind):
     ]
     assert [found(call) for call in without] == [[0]] * 5
     for call in (lambda: x, lambda x, g, strength: x, lambda x, strength, *, generator: x, lambda x, *, s: x):
-        with pytest.raises(ValueError, match=r"expected a degradation of x0, or of x0 and a generator, got "):
+        with pytest.raises(ValueError, match=r"expected degrade \(x0\) or \(x0, generator\), got "):
             Own(kind(call))
     assert torch.equal(Own(torch.sin)(x, drawn), x)
 
