@@ -114,7 +114,8 @@ def start_from(init: Any, config: ModelConfig, net: nn.Module | None, say: bool)
     if wrong := {
         k: a for k, (a, b) in differ.items() if k in _SHAPING or (k == "tikhonov" and not (a and b))
     }:
-        flags = " ".join(f"--{k.replace('_', '-')} {a}" for k, a in wrong.items())
+        given = [f"--{'no-' * (a is False)}{k}" + f" {a}" * (type(a) is not bool) for k, a in wrong.items()]
+        flags = " ".join(given).replace("_", "-")
         raise TrainingError(f"{model.folder.name}: expected a run of its own kind of network: give {flags}")
     if differ and say:
         what = ", ".join(f"{k} {a} -> {b}" for k, (a, b) in differ.items())

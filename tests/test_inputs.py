@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import tyro
 from PIL import Image
 from torch import nn
 
@@ -358,6 +359,16 @@ class TestInit:
     def test_weights_of_another_network_are_refused_with_the_flags_to_give(self, first, tmp_path):
         with pytest.raises(TrainingError, match="--network unet-tiny"):
             Trainer(config(tmp_path, network="unet-small"), images=images(3, 8, 8), degrade=halve, init=first)
+        other = {"cond_x1": False, "prediction": "x0", "process": "regression"}
+        train(config(tmp_path / "other", **other), images=images(3, 8, 8), degrade=halve)
+        for start, differs in ((tmp_path / "other" / "run", {}), (first, other)):
+            with pytest.raises(TrainingError) as error:
+                Trainer(config(tmp_path, **differs), images=images(3, 8, 8), degrade=halve, init=start)
+            said = str(error.value).split("give ")[1].split()
+            taken = tyro.cli(TrainConfig, args=said)  # what it advises is what the command line takes
+            wanted = {k: getattr(TrainConfig(), k) for k in other} if differs else other
+            assert {k: getattr(taken, k) for k in other} == wanted
+            assert ("--cond-x1" if differs else "--no-cond-x1") in said
         with pytest.raises(TrainingError, match="--channels 3"):
             Trainer(config(tmp_path), images=images(1, 8, 8), degrade=halve, init=first)
 
