@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import json
 import math
+import shlex
 import signal
 import sys
 import time
@@ -292,8 +293,8 @@ def _train(config: TrainConfig, resume: bool, own: dict[str, Any]) -> dict[str, 
         run.writer.close()
     if stop > 1:
         if main:
-            by = signal.Signals(stop - 1).name
+            by, out = signal.Signals(stop - 1).name, shlex.quote(config.out)
             said = f"stopped by {by} at step {run.step} of {config.steps}, which is saved"
-            print(f"{said}; go on with: i2sb train --resume --out {config.out}", file=sys.stderr, flush=True)
+            print(f"{said}; go on with: i2sb train --resume --out {out}", file=sys.stderr, flush=True)
         faults.pass_on(stop - 1)
     return {**run.record(), **metrics, "finished": run.step >= config.steps}

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import pickle
+import shlex
 import signal
 import threading
 from pathlib import Path
@@ -244,6 +245,7 @@ def test_where_a_file_system_or_windows_has_no_lock_it_goes_on_without(tmp_path,
 
 
 def test_signals_save_say_how_to_go_on_and_exit(tiny, unbroken, monkeypatch, capsys):  # noqa: F811
+    tiny = changed(tiny, "my run; 'first'")
     handlers, command = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)], flags(tiny)
     for at, number, code in ((1, signal.SIGINT, 130), (3, signal.SIGHUP, 129), (5, signal.SIGTERM, 143)):
         with monkeypatch.context() as patch:
@@ -255,7 +257,7 @@ def test_signals_save_say_how_to_go_on_and_exit(tiny, unbroken, monkeypatch, cap
         start, command = line.split("; go on with: i2sb ")
         assert start == f"stopped by {number.name} at step {at + 1} of 9, which is saved"
         assert state(tiny)["step"] == at + 1
-        command = command.split()
+        command = shlex.split(command)  # as a shell does
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
     main(command)
     assert_same_run(tiny, unbroken)
