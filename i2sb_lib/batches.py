@@ -81,8 +81,7 @@ def create_degrade(config: TrainConfig, own: Callable[..., Tensor] | None = None
     if own is None:
         return create_pair_maker(dataclasses.asdict(config))
     first = own if isinstance(own, Degradation) else Own(own)
-    parts = first, *[Noise(config.noise)] * bool(config.noise), *[Quantise()] * config.quantise
-    return Compose(parts)
+    return Compose((first, *[Noise(config.noise)] * bool(config.noise), *[Quantise()] * config.quantise))
 
 
 class Batches:

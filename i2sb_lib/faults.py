@@ -85,15 +85,14 @@ def alone(folder: Path) -> Iterator[None]:
     The lock is the kernel's, on the folder itself: there is no file of it, and it ends with its process.
     """
     with writable(folder), contextlib.ExitStack() as stack:
-        try:
+        with contextlib.suppress(ImportError, OSError):  # Windows, and NFS: they have no such lock
             import fcntl
 
             stack.callback(os.close, place := os.open(folder, os.O_RDONLY))
-            fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise TrainingError(f"{folder}: expected no other training, got one; wait for its end") from None
-        except (ImportError, OSError):  # Windows, and NFS: they have no such lock
-            pass
+            try:
+                fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise TrainingError(f"{folder}: expected no other training, got one at work") from None
         yield
 
 

@@ -83,8 +83,9 @@ def check_network(model: Denoiser, config: TrainConfig) -> None:
         return
     for name, p in model.named_parameters():
         if nn.parameter.is_lazy(p) or p.dtype != torch.float32:
-            got = f"{name}, a {type(p).__name__} of {p.dtype}"
-            raise TrainingError(f"expected a network whose weights are there, in torch.float32, got {got}")
+            raise TrainingError(
+                f"expected weights in torch.float32, got {name}, a {type(p).__name__} of {p.dtype}"
+            )
     tried, trained = copy.deepcopy(model).eval(), [p for p in model.parameters() if p.requires_grad]
     x = torch.zeros(1, config.channels, *sides(config.size), device=trained[0].device if trained else "cpu")
     with torch.enable_grad():
@@ -111,9 +112,8 @@ def start_from(init: Any, config: ModelConfig, net: nn.Module | None, say: bool)
     theirs = model.denoiser.config
     differ = {f.name: (getattr(theirs, f.name), getattr(config, f.name)) for f in dataclasses.fields(Design)}
     differ = {name: (a, b) for name, (a, b) in differ.items() if a != b}
-    if wrong := {
-        k: a for k, (a, b) in differ.items() if k in _SHAPING or (k == "tikhonov" and not (a and b))
-    }:
+    wrong = {k: a for k, (a, b) in differ.items() if k in _SHAPING or (k == "tikhonov" and not (a and b))}
+    if wrong:
         given = [f"--{'no-' * (a is False)}{k}" + f" {a}" * (type(a) is not bool) for k, a in wrong.items()]
         flags = " ".join(given).replace("_", "-")
         raise TrainingError(f"{model.folder.name}: expected a run of its own kind of network: give {flags}")

@@ -207,7 +207,7 @@ def test_a_second_training_in_a_folder_is_refused_and_takes_nothing(tiny, unbrok
 
     at_step(monkeypatch, 4, others)
     train(tiny)
-    assert said == [f"{tiny.out}: expected no other training, got one; wait for its end"] * 2
+    assert said == [f"{tiny.out}: expected no other training, got one at work"] * 2
     half.unlink()
     assert contents(tiny.out).keys() == contents(unbroken.out).keys()  # there is no file of the lock
     assert_same_run(tiny, unbroken)

@@ -464,6 +464,16 @@ class TestPictures:
         with pytest.raises(ValueError, match="expected a whole batch_size"):
             model.restore(torch.zeros(1, 3, 8, 8), 1, batch_size=batch_size)
 
+    @pytest.mark.parametrize("kind", [torch.float16, torch.float64, torch.bfloat16])
+    def test_it_restores_whatever_type_its_weights_are_kept_in(self, model, kind):
+        x = torch.rand(2, 3, 8, 8) * 2 - 1
+        wanted = model.restore(x, 2)
+        model.to(kind)
+        found = model.restore(x, 2)
+        assert found.dtype == torch.float32
+        assert {p.dtype for p in model.parameters()} == {kind}
+        torch.testing.assert_close(found, wanted, rtol=0, atol=2e-2 if kind == torch.bfloat16 else 2e-3)
+
     def test_it_is_a_module_with_the_hub_s_methods(self, model, tmp_path):
         assert sum(p.numel() for p in model.parameters()) > 1e5
         model.save_pretrained(tmp_path / "m")
