@@ -66,7 +66,8 @@ def train(
     images: the clean ones x0, uint8 (N, C, H, W), C 1, 3 or 4; or any dataset or iterable of pictures or of
     pairs (x0, x1) of them, each uint8 (C, H, W), an array (H, W[, C]) or one of Pillow's; or where
     `load_images` finds them. targets: their x1 in the same form. degrade: where there are none, any
-    callable x0 (B, C, H, W) in [-1, 1] -> x1 of that form; with a second argument it gets a torch.Generator.
+    callable x0 (B, C, H, W) in [-1, 1] -> x1 of that form, a module too; an argument named generator, or a
+    second one without a default, gets a torch.Generator.
     net: any module called as net(planes, t), see `Denoiser`, and trained in place. init: a checkpoint whose
     weights and moments the run starts from. To resume, give the same again.
     Returns and raises what `i2sb_lib.training.train` does, which is imported (with Accelerate) on use.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from i2sb_lib.bridge import stratified
 from i2sb_lib.config import TrainConfig, create_pair_maker, stream
@@ -35,25 +35,35 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 class Own(Degradation):
     """Any callable as a degradation: x0 (B, C, H, W) in [-1, 1] -> x1 of that form, perhaps (x0, generator).
 
-    One that takes no generator may draw global random numbers: they are seeded from the generator, and
-    then go on as before. What it gives is checked: ValueError says what came.
+    An argument named generator gets one, and so does a second one without a default. Where there is neither,
+    global random numbers may be drawn: they are seeded from the generator, and then go on as before. What it
+    gives is checked: ValueError says what came.
     """
 
     def __init__(self, call: Callable[..., Tensor]) -> None:
         self.call, self.name = call, getattr(call, "__name__", type(call).__name__)
+        try:  # a module's own is (*args, **kwargs)
+            taken = inspect.signature(call.forward if isinstance(call, nn.Module) else call)
+        except (TypeError, ValueError):  # some written in C
+            taken = inspect.signature(lambda x: x)
+        more = [
+            p for p in list(taken.parameters.values())[1:] if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        ]
+        self.named = ["generator"] * any(p.name == "generator" and p.kind != p.POSITIONAL_ONLY for p in more)
+        asks = [p.default is p.empty and p.kind != p.KEYWORD_ONLY for p in more[:1]]
+        self.second = asks == [True] and not self.named
         try:
-            two = len(inspect.signature(call).bind(None, None).args) == 2
-        except (TypeError, ValueError):
-            two = False
-        self.drawn = two
+            taken.bind(None, *[None] * self.second, **dict.fromkeys(self.named))
+        except TypeError:
+            raise ValueError(f"expected degrade (x0) or (x0, generator), got {self.name}{taken}") from None
 
     def __repr__(self) -> str:
         return self.name
 
     def apply(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         x = x.clone()  # which the call may change
-        if self.drawn:
-            y = self.call(x, generator)
+        if self.named or self.second:
+            y = self.call(x, *[generator] * self.second, **dict.fromkeys(self.named, generator))
         elif generator is None:
             y = self.call(x)
         else:
@@ -71,8 +81,7 @@ def create_degrade(config: TrainConfig, own: Callable[..., Tensor] | None = None
     if own is None:
         return create_pair_maker(dataclasses.asdict(config))
     first = own if isinstance(own, Degradation) else Own(own)
-    parts = first, *[Noise(config.noise)] * bool(config.noise), *[Quantise()] * config.quantise
-    return Compose(parts)
+    return Compose((first, *[Noise(config.noise)] * bool(config.noise), *[Quantise()] * config.quantise))
 
 
 class Batches:
@@ -108,6 +117,7 @@ class Batches:
         """x0 of the images at `indices`."""
         return self._pixels(self.images, indices)
 
+    @torch.no_grad()  # what a degradation of one's own has learnt stays as it is
     def start(self, x0: Tensor, indices: Tensor, generator: torch.Generator) -> Tensor:
         """x1 of the images at `indices`, whose x0 is given."""
         return self.degrade(x0, generator) if self.targets is None else self._pixels(self.targets, indices)

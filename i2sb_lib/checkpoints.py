@@ -1,7 +1,8 @@
 r"""Weights on disk, and the model that restores with them.
 
 A checkpoint is a folder with model.json (configuration, shards, the run's record), safetensors
-shards of the averaged weights in float16, and, where it is shipped, a README.md: its model card.
+shards of the averaged weights in float16, with buffers as they are, and, where it is shipped, a
+README.md: its model card.
 """
 
 import contextlib
@@ -63,12 +64,23 @@ class Pretrained(Restorer, ModelHubMixin, library_name="i2sb-lib", tags=["image-
         return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{said}\n\n```json\n{record}\n```\n")
 
 
+def _parameters(model: nn.Module) -> set[str]:
+    """What of a state is a weight; the rest are buffers: indices, masks, counts, statistics."""
+    return {name for name, _ in model.named_parameters(remove_duplicate=False)}
+
+
 def save_pretrained(folder: Path, model: Denoiser, record: dict[str, Any]) -> None:
-    """Write float16 shards of at most 45 MB each, then model.json, to `folder`."""
+    """Write shards of at most 45 MB each, then model.json, to `folder`.
+
+    Weights are float16, but for those that would not be the same to a thousandth; buffers are as they are.
+    """
     shards: list[dict[str, Tensor]] = [{}]
-    size = 0
+    size, parameters = 0, _parameters(model)
     for name, weight in model.state_dict().items():
-        value = weight.detach().to("cpu", torch.float16).contiguous()
+        value = weight.detach().cpu().clone(memory_format=torch.contiguous_format)
+        if name in parameters and value.is_floating_point():
+            half, exact = value.half(), value.double()
+            value = half if (half - exact).norm() <= 1e-3 * exact.norm() else value
         if shards[-1] and size + value.nbytes > SHARD_BYTES:
             shards.append({})
             size = 0
@@ -108,17 +120,17 @@ def _read(file: Path) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
     return model, shards, record
 
 
-def _weights(files: list[Path], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights in safetensors files, each read once its shape is known to be the one that is wanted."""
-    found = {}
+def _weights(files: list[Path], model: nn.Module) -> dict[str, Tensor]:
+    """Weights and buffers in safetensors files, each read once its shape is known to be the model's."""
+    found, wanted, parameters = {}, model.state_dict(), _parameters(model)
     for file in files:
         with safe_open(file, "pt") as shard:
             for name in shard.keys():  # noqa: SIM118
                 shape = shard.get_slice(name).get_shape()
                 if name not in wanted or list(wanted[name].shape) != shape:
                     raise ValueError(f"{file.name}: weights {name} of shape {shape} are not this model's")
-                found[name] = shard.get_tensor(name).float()
-                if not found[name].isfinite().all():
+                found[name] = shard.get_tensor(name)
+                if name in parameters and not found[name].isfinite().all():
                     raise ValueError(f"{file.name}: weights {name} are not all numbers")
     if missing := wanted.keys() - found.keys():
         raise ValueError(f"{len(missing)} weights are missing, {min(missing)} among them")
@@ -173,9 +185,9 @@ def load_pretrained(
         config = ModelConfig(**model)
         moments: Any = tuple(config.moments)  # JSON has lists
         denoiser = Denoiser(dataclasses.replace(config, moments=moments), net)
-        denoiser.load_state_dict(_weights([path / n for n in shards], denoiser.state_dict()))
+        denoiser.load_state_dict(_weights([path / n for n in shards], denoiser))
     except Exception as error:
         raise ValueError(f"{path}: expected a complete checkpoint, got: {first_line(error)}") from error
-    denoiser = denoiser.float().requires_grad_(False).eval()
-    denoiser = denoiser.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Pretrained(denoiser, record, path)
+    for p in denoiser.parameters():  # and no buffer
+        p.data = p.data.float()
+    return Pretrained(denoiser.requires_grad_(False).eval().place(device), record, path)

@@ -65,11 +65,13 @@ def sides(size: Size) -> tuple[int, int]:
 
 def preparation(size: Size, channels: int, crops: int, progress: bool, skip_corrupt: bool) -> Preparation:
     """The same, checked; ValueError for what cannot be."""
-    sides(size)
+    height, width = sides(size)
     if not isinstance(channels, int) or isinstance(channels, bool) or channels not in MODES:
         raise ValueError(f"expected 1, 3 or 4 channels, got {channels!r}")
     if not isinstance(crops, Integral) or isinstance(crops, bool) or crops < 0:
         raise ValueError(f"expected a number of crops of at least 0, got {crops!r}")
+    if crops * channels * height * width > 2**32:  # bytes, in memory at once
+        raise ValueError(f"expected crops of an image in 4 GiB, got {crops} of {height}x{width} pixels")
     return Preparation(size, channels, crops, progress, skip_corrupt)
 
 

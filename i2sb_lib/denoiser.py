@@ -85,6 +85,15 @@ def measure_moments(x0: Tensor, g: Tensor) -> tuple[float, float, float]:
     return m00, m11, min(max(m01, -most), most)
 
 
+@torch.no_grad()
+def follow(average: nn.Module, model: nn.Module, weight: float) -> None:
+    """Move a running average's parameters towards the model's by `weight`; its buffers become the model's."""
+    slow, fast = (list[Tensor](m.parameters()) for m in (average, model))
+    torch._foreach_lerp_(slow, fast, weight)
+    for name, buffer in average.named_buffers():
+        buffer.data = model.get_buffer(name).clone()  # whose shape may be another by now
+
+
 class Denoiser(nn.Module):
     """D(x_t, t, x1) on the bridge that `config` describes; built with random weights.
 
@@ -144,6 +153,14 @@ class Denoiser(nn.Module):
         """What divides the height and width of what the network takes."""
         stride = getattr(self.net, "stride", 1)
         return stride if isinstance(stride, int) else 1  # a layer's own has another meaning
+
+    def place(self, device: torch.device) -> "Denoiser":
+        """The same, on a device, with the channels of what it convolves with last in memory."""
+        self.to(device)
+        for tensor in (*self.parameters(), *self.buffers()):
+            if tensor.ndim == 4:  # those of five have no such order
+                tensor.data = tensor.data.to(device, memory_format=torch.channels_last)
+        return self
 
     def guess(self, x1: Tensor) -> Tensor:
         """g: x1 itself, or the Tikhonov inverse of the operator that the model assumes."""
@@ -213,9 +230,10 @@ class Denoiser(nn.Module):
     def _raw(self, planes: list[Tensor], t: Tensor) -> Tensor:
         joined = torch.cat(planes, dim=1).contiguous(memory_format=torch.channels_last)
         raw = self.net(joined, t)
-        if raw.shape != (wanted := (joined.shape[0], self.config.channels, *joined.shape[2:])):
-            got = f"{tuple(raw.shape)} from planes {tuple(joined.shape)}"
-            raise ValueError(f"{self.config.network}: expected the network to give {wanted}, got {got}")
+        got = tuple(raw.shape) if isinstance(raw, Tensor) else type(raw).__name__
+        if got != (wanted := (joined.shape[0], self.config.channels, *joined.shape[2:])):
+            what = f"{wanted} from planes {tuple(joined.shape)}, got {got}"
+            raise ValueError(f"{self.config.network}: expected the network to give {what}")
         return raw.float()
 
     def loss(

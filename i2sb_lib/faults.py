@@ -56,21 +56,50 @@ def unreadable(name: object, wanted: str, error: Exception) -> ValueError:
     return ValueError(f"{name}: expected {wanted}, got something unreadable ({reason})")
 
 
-def check_writable(folder: Path) -> None:
-    """TrainingError where nothing can be written to the folder, or where it cannot be made; none is left."""
+@contextlib.contextmanager
+def writable(folder: Path) -> Iterator[None]:
+    """In which the folder is there; TrainingError where nothing can be written to it, or it cannot be made.
+
+    What had to be made for it and holds nothing is afterwards gone again.
+    """
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(4096))
-    except OSError as error:
-        raise TrainingError(
-            f"{folder}: expected a folder that can be written to, got: {error.strerror}"
-        ) from None
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(bytes(4096))
+        except OSError as error:
+            said = f"{folder}: expected a folder that can be written to, got: {error.strerror}"
+            raise TrainingError(said) from None
+        yield
     finally:
         for place in made:
             with contextlib.suppress(OSError):  # never made, or in use by now
                 place.rmdir()
+
+
+def check_writable(folder: Path) -> None:
+    """TrainingError where nothing can be written to the folder, or where it cannot be made; none is left."""
+    with writable(folder):
+        pass
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """In which the folder is there, can be written to, and no other training is at work in it: TrainingError.
+
+    The lock is the kernel's, on the folder itself: there is no file of it, and it ends with its process.
+    """
+    with writable(folder), contextlib.ExitStack() as stack:
+        with contextlib.suppress(ImportError, OSError):  # Windows, and NFS: they have no such lock
+            import fcntl
+
+            stack.callback(os.close, place := os.open(folder, os.O_RDONLY))
+            try:
+                fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise TrainingError(f"{folder}: expected no other training, got one at work") from None
+        yield
 
 
 def check_compiler(device: torch.device) -> None:

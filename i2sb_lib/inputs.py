@@ -1,5 +1,6 @@
 """What a run is given: images, pairs or a degradation of one's own, a network, weights to start from."""
 
+import copy
 import dataclasses
 import sys
 from collections.abc import Callable
@@ -74,6 +75,24 @@ def inputs(
     return config, made, given
 
 
+def check_network(model: Denoiser, config: TrainConfig) -> None:
+    """Refuse what cannot be trained, TrainingError; one of one's own is tried once, as a copy."""
+    if any(n % (stride := model.stride) for n in sides(config.size)):
+        raise TrainingError(f"{config.network}: expected a size that {stride} divides, got {config.size}")
+    if config.network != CUSTOM:
+        return
+    for name, p in model.named_parameters():
+        if nn.parameter.is_lazy(p) or p.dtype != torch.float32:
+            raise TrainingError(
+                f"expected weights in torch.float32, got {name}, a {type(p).__name__} of {p.dtype}"
+            )
+    tried, trained = copy.deepcopy(model).eval(), [p for p in model.parameters() if p.requires_grad]
+    x = torch.zeros(1, config.channels, *sides(config.size), device=trained[0].device if trained else "cpu")
+    with torch.enable_grad():
+        if not trained or not tried(x, torch.ones_like(x[:, 0, 0, 0]), x, x).requires_grad:
+            raise TrainingError("expected a network whose result depends on weights to train, got none")
+
+
 def load(config: TrainConfig) -> Given:
     """The training images that a config names, and their partners where it has pairs."""
     how: dict[str, Any] = {"channels": config.channels, "crops": config.crops}
@@ -93,10 +112,10 @@ def start_from(init: Any, config: ModelConfig, net: nn.Module | None, say: bool)
     theirs = model.denoiser.config
     differ = {f.name: (getattr(theirs, f.name), getattr(config, f.name)) for f in dataclasses.fields(Design)}
     differ = {name: (a, b) for name, (a, b) in differ.items() if a != b}
-    if wrong := {
-        k: a for k, (a, b) in differ.items() if k in _SHAPING or (k == "tikhonov" and not (a and b))
-    }:
-        flags = " ".join(f"--{k.replace('_', '-')} {a}" for k, a in wrong.items())
+    wrong = {k: a for k, (a, b) in differ.items() if k in _SHAPING or (k == "tikhonov" and not (a and b))}
+    if wrong:
+        given = [f"--{'no-' * (a is False)}{k}" + f" {a}" * (type(a) is not bool) for k, a in wrong.items()]
+        flags = " ".join(given).replace("_", "-")
         raise TrainingError(f"{model.folder.name}: expected a run of its own kind of network: give {flags}")
     if differ and say:
         what = ", ".join(f"{k} {a} -> {b}" for k, (a, b) in differ.items())

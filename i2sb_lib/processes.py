@@ -33,8 +33,8 @@ class Processes:
 
     def __init__(self, precision: str, batch_size: int, accumulate: int = 1, device: str = "auto") -> None:
         gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
-        cpu = device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU")
-        cpu = cpu or not gpu  # else several CPU processes stay apart
+        # without a GPU, too: else several CPU processes stay apart
+        cpu = device == "cpu" or not gpu or parse_flag_from_env("ACCELERATE_USE_CPU")
         self.state = PartialState(cpu=cpu)
         self.device, self.main = self.state.device, self.state.is_main_process
         if device not in ("auto", self.device.type):

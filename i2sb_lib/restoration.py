@@ -1,6 +1,7 @@
 """The model that restores: a denoiser, walked from a degraded picture to a clean estimate."""
 
 import contextlib
+import copy
 import sys
 from collections.abc import Sequence
 from functools import cache, partial
@@ -145,9 +146,10 @@ class Restorer(nn.Module):
         them, and of 64 elsewhere. progress: show how far the work is. Sides that the network cannot take are
         continued by reflection, 16 pixels at least, and cut back. Above 512 pixels the network sees
         overlapping windows, whose estimates are blended at each step. The work is done on the model's device,
-        in bfloat16 where it has that, and the result is on x1's. What would change by less than the record's
-        least_change (grey levels, root mean square) comes back as it is; with its grey_stays, what has no
-        colour comes back with none. Raises ValueError for other input, and MemoryError.
+        in bfloat16 where it has that, whatever type the weights are kept in (`.half`), and the result is on
+        x1's. What would change by less than the record's least_change (grey levels, root mean square) comes
+        back as it is; with its grey_stays, what has no colour comes back with none. Raises ValueError for
+        other input, and MemoryError.
         """
         if batch_size is not None and not (type(batch_size) is int and batch_size >= 1):
             raise ValueError(f"expected a whole batch_size of at least 1, got {batch_size}")
@@ -157,8 +159,7 @@ class Restorer(nn.Module):
         if isinstance(x1, Tensor):
             check_images(x1, "restore", self.denoiser.config.channels)
             if float(x1.min()) >= 0 and float(x1.max()) > 0 and not torch.allclose(x1, quantise(x1).to(x1)):
-                said = "restore: no value is below 0: give images in [0, 1] as 2 * x1 - 1, in [-1, 1]"
-                warn(said)
+                warn("restore: no value is below 0: give images in [0, 1] as 2 * x1 - 1, in [-1, 1]")
             return walk(x1, generators(seed, len(x1)))
         pictures, back = taken(x1, self.denoiser.config.channels)
         drawn = generators(seed, len(pictures))
@@ -196,6 +197,8 @@ class Restorer(nn.Module):
         autocast = torch.autocast(device.type, dtype) if kind != "no" else contextlib.nullcontext()
         least, stays = self.record.get("least_change", 0.0), self.record.get("grey_stays", False)
         calls = nfe * len(windows) * -(-len(x1) // size)
+        exact = all(p.dtype == torch.float32 for p in self.denoiser.parameters())
+        denoiser = self.denoiser if exact else copy.deepcopy(self.denoiser).float()  # after .half
         if progress and max(native) > FACTORS and self.denoiser.config.tikhonov:
             _announce(*native)
 
@@ -207,7 +210,7 @@ class Restorer(nn.Module):
             def denoise(xt: Tensor, t: Tensor) -> Tensor:
                 def call(*seen: Tensor) -> Tensor:
                     bar.update()
-                    return self.denoiser(seen[0], t, *seen[1:])
+                    return denoiser(seen[0], t, *seen[1:])
 
                 x0_hat = windows(call, xt, y, g)
                 if not consistency:

@@ -43,8 +43,7 @@ def read_state(path: Path, config: TrainConfig) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         ours = dataclasses.asdict(config)
         theirs = dataclasses.asdict(TrainConfig()) | state["config"]  # a new field has its default
-        changed = [k for k in ours if k not in FREE_ON_RESUME and ours[k] != theirs[k]]
-        if changed:
+        if changed := [k for k in ours if k not in FREE_ON_RESUME and ours[k] != theirs[k]]:
             what = ", ".join(f"{k}: {theirs[k]} -> {ours[k]}" for k in changed)
             raise TrainingError(f"{path} was made with another configuration ({what})")
         for name, kind in _KINDS.items():

@@ -5,10 +5,12 @@ seeded by (seed, k) alone and is drawn for the whole batch, of which each proces
 So a resumed run repeats an unbroken one exactly, and P processes compute what one would.
 """
 
+import contextlib
 import copy
 import dataclasses
 import json
 import math
+import shlex
 import signal
 import sys
 import time
@@ -24,13 +26,13 @@ from i2sb_lib import faults
 from i2sb_lib.batches import Batches, seeded
 from i2sb_lib.checkpoints import save_pretrained
 from i2sb_lib.config import TrainConfig, config_hash, learning_rate
-from i2sb_lib.data import fingerprint, sides
-from i2sb_lib.denoiser import Denoiser, Design, ModelConfig, measure_moments
+from i2sb_lib.data import fingerprint
+from i2sb_lib.denoiser import Denoiser, Design, ModelConfig, follow, measure_moments
 from i2sb_lib.devices import device_name
 from i2sb_lib.faults import TrainingError, first_line
 from i2sb_lib.files import atomic_write, partials
 from i2sb_lib.images import psnr, save_image, to_float
-from i2sb_lib.inputs import inputs, load, start_from
+from i2sb_lib.inputs import check_network, inputs, load, start_from
 from i2sb_lib.processes import Processes
 from i2sb_lib.progress import progress
 from i2sb_lib.samplers import sample
@@ -54,6 +56,10 @@ class _Loss(nn.Module):
         return self.model.loss(x0, x1, t, noise, self.floor, g).mean()
 
 
+def _host(config: TrainConfig) -> Processes:
+    return Processes(str(config.precision), config.batch_size, config.accumulate, str(config.device))
+
+
 class Trainer:
     """A run: `train` makes one, or takes one up again. `step` counts finished optimiser steps.
 
@@ -70,17 +76,13 @@ class Trainer:
         if not resume and (there := [file.name for file in written if file.exists()]):
             raise TrainingError(f"{self.out}: expected no {there[0]} there, which the run would replace")
         saved = read_state(self.out / "state.pt", config) if resume else None
-        self.host = Processes(str(config.precision), config.batch_size, config.accumulate, str(config.device))
+        self.host = _host(config)
         self.device = self.host.device
         self.degrade = degrade
         with seeded(config.seed, CPU):
-            stride = Denoiser(self._model_config(), self.net).stride
-        if any(n % stride for n in sides(config.size)):
-            raise TrainingError(f"{config.network}: expected a size that {stride} divides, got {config.size}")
+            check_network(Denoiser(self._model_config(), self.net), config)
         if config.compile:
             faults.check_compiler(self.device)
-        if self.host.main:
-            faults.check_writable(self.out)
         self.writer: Any = faults.create_writer(self.out) if config.tensorboard and self.host.main else None
         with self.host.state.main_process_first():  # one process prepares, the others read
             images, targets = given or load(config)
@@ -97,7 +99,7 @@ class Trainer:
         self.batches = Batches(images, self.degrade, config, targets, places, self.device)
         self.held = self.checked.images
         with seeded(config.seed, CPU):
-            self.model = self._build().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.model = self._build().place(self.device)
         self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
         how = {"weight_decay": config.weight_decay, "fused": self.device.type in FUSED}
         self.optimizer = torch.optim.AdamW(self.model.parameters(), config.lr, **how)  # type: ignore[arg-type]
@@ -188,9 +190,7 @@ class Trainer:
         with self.batches.dropout(self.step):
             loss = self.host.descend(self.wrapped, batch, self.optimizer, self.config.clip)
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            slow, fast = (list(m.parameters()) for m in (self.ema, self.model))
-            torch._foreach_lerp_(slow, fast, 1 - decay)
+        follow(self.ema, self.model, 1 - decay)
         self.step += 1
         self.pending.append(loss)
 
@@ -209,8 +209,8 @@ class Trainer:
 
     def log(self) -> dict[str, float]:
         """Move the pending losses to the history as one line: step, mean loss, learning rate."""
-        rate = learning_rate(self.config, self.step - 1)
-        self._note({"step": self.step, "loss": self._mean_loss(), "lr": rate})
+        lr = learning_rate(self.config, self.step - 1)
+        self._note({"step": self.step, "loss": self._mean_loss(), "lr": lr})
         self.pending = []
         return self.history[-1]
 
@@ -233,7 +233,6 @@ class Trainer:
             rows.append(restored.x.clamp(-1, 1))
             result[f"psnr_{n}"] = float(psnr(rows[-1], x0).mean())
         sheet = torch.cat([torch.cat(list(r[:8]), dim=-1) for r in rows], dim=-2)
-        self.out.mkdir(parents=True, exist_ok=True)
         save_image(sheet.nan_to_num().clamp(-1, 1), self.out / "contact_sheet.png")
         self._note(result)
         return result
@@ -243,15 +242,17 @@ def train(config: TrainConfig, resume: bool = False, **own: Any) -> dict[str, An
     """Run to `steps` or for `minutes`, whichever is first, and leave a state that resumes exactly.
 
     own: see `i2sb_lib.train`; what was given to a run is given again to resume it.
-    Returns the run's record with "finished" and the last metrics. Raises TrainingError where a run
-    cannot start, resume or go on; what was saved stays as it was. SIGINT (Ctrl-C), SIGTERM and SIGHUP end the
-    step, save, say how to go on, and then do what they do elsewhere: KeyboardInterrupt, exit with 143.
+    Returns the run's record with "finished" and the last metrics. Raises TrainingError where a run cannot
+    start, resume or go on, or another is at work in `out`; what was saved stays as it was. SIGINT (Ctrl-C),
+    SIGTERM and SIGHUP end the step, save, say how to go on, and then do what they do elsewhere:
+    KeyboardInterrupt, exit with 143.
     The host's random numbers, Accelerator and signal handlers are afterwards what they were.
     Several processes, on GPUs or CPUs: `torchrun --nproc-per-node N -m i2sb_lib train …`, or on GPUs
     `accelerate launch`, which on CPUs starts one process only and is refused.
     """
     try:
-        with torch.inference_mode(False), torch.enable_grad():  # whatever the host has
+        only = faults.alone(Path(config.out)) if _host(config).main else contextlib.nullcontext()
+        with only, torch.inference_mode(False), torch.enable_grad():  # whatever the host has
             return _train(config, resume, own)
     except (MemoryError, RuntimeError) as error:
         if not faults.is_out_of_memory(error):
@@ -292,8 +293,8 @@ def _train(config: TrainConfig, resume: bool, own: dict[str, Any]) -> dict[str, 
         run.writer.close()
     if stop > 1:
         if main:
-            by = signal.Signals(stop - 1).name
+            by, out = signal.Signals(stop - 1).name, shlex.quote(config.out)
             said = f"stopped by {by} at step {run.step} of {config.steps}, which is saved"
-            print(f"{said}; go on with: i2sb train --resume --out {config.out}", file=sys.stderr, flush=True)
+            print(f"{said}; go on with: i2sb train --resume --out {out}", file=sys.stderr, flush=True)
         faults.pass_on(stop - 1)
     return {**run.record(), **metrics, "finished": run.step >= config.steps}

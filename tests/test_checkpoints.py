@@ -12,6 +12,7 @@ import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from i2sb_lib import checkpoints
 from i2sb_lib.checkpoints import SHIPPED, Pretrained, load_pretrained, save_pretrained
@@ -47,6 +48,45 @@ def test_a_round_trip_keeps_config_record_and_float16_weights(denoiser, model):
     assert not model.denoiser.training
     for name, weight in denoiser.state_dict().items():
         assert torch.equal(model.denoiser.state_dict()[name], weight.half().float())
+
+
+class Beside(nn.Module):
+    """Weights that float16 cannot hold, one of them under two names, and what is no weight."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.conv = nn.Conv2d(6, 3, 1)
+        self.again = self.conv
+        self.large, self.huge, self.small, self.none = (
+            nn.Parameter(torch.tensor([x, 1.5 * x])) for x in (1e6, 1e30, 1e-9, 0.0)
+        )
+        kept = {
+            "order": torch.randperm(5000, generator=generator),
+            "count": torch.tensor(100_000),
+            "tiny": torch.tensor(1e-9),
+            "mask": torch.full((3, 3), -torch.inf).triu(1),
+            "exact": torch.rand(4, generator=generator, dtype=torch.float64),
+            "shown": torch.tensor([True, False]),
+        }
+        for name, value in kept.items():
+            self.register_buffer(name, value)
+        self.register_buffer("order_again", self.order)
+
+
+def test_what_float16_cannot_hold_comes_back_as_it_was(tmp_path):
+    def wrapped(net):
+        return Denoiser(ModelConfig("custom", degradation="custom"), net)
+
+    model = wrapped(Beside())
+    save_pretrained(tmp_path, model, {})
+    assert load_file(tmp_path / SHARD)["net.conv.weight"].dtype == torch.float16
+    again = load_pretrained(tmp_path, "cpu", net=Beside(seed=1)).denoiser
+    ours, theirs = model.state_dict(), again.state_dict()
+    for name in ours.keys() - {f"net.{n}.{k}" for n in ("conv", "again") for k in ("weight", "bias")}:
+        assert theirs[name].dtype == ours[name].dtype
+        assert torch.equal(theirs[name], ours[name]), name
+    assert torch.equal(theirs["net.again.weight"], ours["net.conv.weight"].half().float())
 
 
 def test_float16_weights_restore_as_float32_ones_do(denoiser, model):

@@ -326,6 +326,7 @@ def test_the_book_s_training_photographs(shared_data, tmp_path):
         ({"channels": [3]}, r"expected 1, 3 or 4 channels, got \[3\]"),
         ({"channels": True}, "expected 1, 3 or 4 channels, got True"),
         ({"crops": True}, "crops of at least 0, got True"),
+        ({"crops": 10**8}, r"crops of an image in 4 GiB, got 100000000 of \d+x\d+ pixels"),
     ],
 )
 def test_options_that_cannot_be_are_refused_in_a_sentence(options, words, tmp_path):

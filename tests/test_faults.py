@@ -1,9 +1,11 @@
 """Faults of a long run: refused before the work, survived without loss, told in one sentence."""
 
 import dataclasses
+import errno
 import json
 import os
 import pickle
+import shlex
 import signal
 import threading
 from pathlib import Path
@@ -191,10 +193,59 @@ def test_a_damaged_or_foreign_state_is_refused_and_nothing_in_it_runs(tiny, unbr
     assert not Path(bomb.path).exists()
 
 
+# Two at once
+
+
+def test_a_second_training_in_a_folder_is_refused_and_takes_nothing(tiny, unbroken, monkeypatch):  # noqa: F811
+    half, said = Path(tiny.out) / f".i2sb-{'0f' * 16}.tmp.pt", []
+
+    def others():
+        half.touch()  # what the first is writing
+        before = contents(tiny.out)
+        said.extend(refusal(train, tiny, resume) for resume in (False, True))
+        assert contents(tiny.out) == before
+
+    at_step(monkeypatch, 4, others)
+    train(tiny)
+    assert said == [f"{tiny.out}: expected no other training, got one at work"] * 2
+    half.unlink()
+    assert contents(tiny.out).keys() == contents(unbroken.out).keys()  # there is no file of the lock
+    assert_same_run(tiny, unbroken)
+    assert train(tiny, resume=True)["finished"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a lock of the kernel's")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_killed_process_leaves_no_lock(tmp_path):
+    folder, (read, write) = tmp_path / "run", os.pipe()
+    if not (child := os.fork()):
+        with faults.alone(folder):
+            os.write(write, b"x")
+            signal.pause()
+    os.read(read, 1)
+    with pytest.raises(TrainingError, match="expected no other training"), faults.alone(folder):
+        pass
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    with faults.alone(folder):
+        assert not contents(folder)
+
+
+def test_where_a_file_system_or_windows_has_no_lock_it_goes_on_without(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(fcntl, "flock", raising(OSError(errno.ENOLCK, "No locks available")))
+    for module in (fcntl, None):
+        monkeypatch.setitem(__import__("sys").modules, "fcntl", module)
+        with faults.alone(tmp_path / "run"), faults.alone(tmp_path / "run"):
+            (tmp_path / "run" / "state.pt").touch()
+    assert [f.name for f in tmp_path.rglob("*")] == ["run", "state.pt"]
+
+
 # Signals
 
 
 def test_signals_save_say_how_to_go_on_and_exit(tiny, unbroken, monkeypatch, capsys):  # noqa: F811
+    tiny = changed(tiny, "my run; 'first'")
     handlers, command = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)], flags(tiny)
     for at, number, code in ((1, signal.SIGINT, 130), (3, signal.SIGHUP, 129), (5, signal.SIGTERM, 143)):
         with monkeypatch.context() as patch:
@@ -206,7 +257,7 @@ def test_signals_save_say_how_to_go_on_and_exit(tiny, unbroken, monkeypatch, cap
         start, command = line.split("; go on with: i2sb ")
         assert start == f"stopped by {number.name} at step {at + 1} of 9, which is saved"
         assert state(tiny)["step"] == at + 1
-        command = command.split()
+        command = shlex.split(command)  # as a shell does
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
     main(command)
     assert_same_run(tiny, unbroken)
@@ -307,7 +358,7 @@ def test_a_disk_that_is_full_from_the_start_promises_nothing(tiny, monkeypatch):
     monkeypatch.setattr(torch, "save", raising(OSError("No space left on device")))
     said = refusal(train, tiny)
     assert "could not be saved (No space left on device); make room, then start again: nothing was" in said
-    assert not contents(tiny.out)
+    assert not Path(tiny.out).exists()
     monkeypatch.undo()
     assert train(tiny)["finished"]  # as told
 

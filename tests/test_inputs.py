@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import tyro
 from PIL import Image
 from torch import nn
 
@@ -73,8 +74,92 @@ def test_own_images_degradation_and_network_from_training_to_restoring(tmp_path)
         model.restore(torch.zeros(1, 3, 8, 12))
 
 
+class Kind(Net):
+    """The same, with a weight more, or with what is done to what it gives."""
+
+    def __init__(self, more=None, then=lambda x: x):
+        super().__init__()
+        self.more, self.then = more, then
+
+    def forward(self, planes, t):
+        return self.then(super().forward(planes, t) * (1 if self.more is None else 1 + self.more.sum()))
+
+
+FROZEN = "expected a network whose result depends on weights to train, got none"
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        (Kind(nn.Parameter(torch.ones(2, dtype=torch.cfloat))), "float32, got net.more, .* torch.complex64$"),
+        (Kind(nn.Parameter(torch.ones(2).to(torch.int8), False)), "got net.more, a Parameter of torch.int8$"),
+        (Kind().double(), "got net.conv.weight, a Parameter of torch.float64$"),
+        (Kind().half(), "got net.conv.weight, a Parameter of torch.float16$"),
+        (nn.LazyConv2d(1, 3), "float32, got net.weight, a UninitializedParameter of torch.float32"),
+        (Kind().requires_grad_(False), FROZEN),
+        (Kind(then=lambda y: y.detach()), FROZEN),
+        (nn.Identity(), FROZEN),
+        (lambda planes, t: planes[:, :1], FROZEN),
+        (Kind(then=lambda y: (y, y)), r"to give \(1, 1, 8, 12\) from planes \(1, 2, 8, 12\), got tuple$"),
+        (Kind(then=lambda y: y[..., 1:]), r"to give \(1, 1, 8, 12\) from .*, got \(1, 1, 8, 11\)$"),
+    ],
+)
+def test_a_network_that_cannot_be_trained_is_refused_before_images_are_read(
+    net, message, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(loop, "load", lambda *a: pytest.fail("images were read"))
+    with pytest.raises((TrainingError, ValueError), match=message) as error:
+        train(config(tmp_path, channels=1, size=(8, 12)), degrade=halve, net=net)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_network_may_have_weights_of_any_rank_and_is_tried_on_a_copy(tmp_path):
+    class Counting(Kind):
+        calls = 0
+
+        def forward(self, planes, t):
+            self.calls += 1
+            return super().forward(planes, t)
+
+    net, again = (Counting(nn.Parameter(torch.full((1, 2, 1, 1, 1), x))) for x in (0.25, 0.0))
+    run = Trainer(config(tmp_path), images=images(), degrade=halve, net=net)
+    assert net.calls == 0
+    run.optimise()
+    run.save()
+    i2sb_lib.load_pretrained(tmp_path / "run", "cpu", net=again)
+    assert (net.more - 0.25).abs().min() > 0
+    torch.testing.assert_close(again.more, net.more.detach(), rtol=1e-3, atol=0)
+
+
+class Normed(Net):
+    """With what BatchNorm and spectral_norm learn beside weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.utils.parametrizations.spectral_norm(self.conv)
+        self.norm = nn.BatchNorm2d(1)
+
+    def forward(self, planes, t):
+        return self.norm(super().forward(planes, t))
+
+
+def test_what_a_network_learns_beside_its_weights_is_in_the_average_and_on_disk(tmp_path):
+    """Its running statistics and singular vectors, also where it is resumed."""
+    own = {"images": images(), "degrade": halve}
+    train(config(tmp_path, minutes=1e-9), net=Normed(), **own)
+    net = Normed()
+    assert train(config(tmp_path), resume=True, net=net, **own)["finished"]
+    saved = i2sb_lib.load_pretrained(tmp_path / "run", "cpu", net=Normed()).denoiser.net
+    buffers, fresh = dict(saved.named_buffers()), dict(Normed().named_buffers())
+    assert buffers["norm.num_batches_tracked"] == 4
+    for name, buffer in net.named_buffers():
+        assert torch.equal(buffers[name], buffer)
+        assert not torch.allclose(buffer, fresh[name], rtol=0.01)
+
+
 def test_what_a_network_gives_and_a_degradation_gives_is_checked(tmp_path):
-    with pytest.raises(ValueError, match=r"expected the network to give \(4, 1, 8, 12\), got \(4, 2, 8"):
+    with pytest.raises(ValueError, match=r"network to give \(1, 1, 8, 12\) from .*, got \(1, 2, 8"):
         train(config(tmp_path), images=images(), degrade=halve, net=Net(out=2))
     with pytest.raises(ValueError, match=r"<lambda>: expected x1 of x0's shape"):
         Own(lambda x: x[..., :4])(torch.zeros(1, 1, 8, 8))
@@ -99,6 +184,56 @@ def test_a_degradation_s_randomness_is_the_run_s():
         assert first.std() > 0.05
         torch.manual_seed(9)
         assert torch.equal(own(x, drawn()), first)
+
+
+class Layer(nn.Module):
+    """What a module has as its forward, of which its call says nothing."""
+
+    def __init__(self, forward):
+        super().__init__()
+        self.forward = forward
+
+
+@pytest.mark.parametrize("kind", [lambda f: f, Layer])
+def test_a_generator_goes_to_who_asks_for_one(kind):
+    x, drawn = torch.zeros(1, 3, 8, 8), torch.Generator()
+
+    def found(call) -> list:
+        seen = []
+        Own(kind(call(seen)))(x, drawn)
+        return seen
+
+    with_one = [
+        lambda seen: lambda x, g: seen.append(g) or x,
+        lambda seen: lambda x, g, /: seen.append(g) or x,
+        lambda seen: lambda x, g, hard=False: seen.append(g) or x,
+        lambda seen: lambda x, generator=None: seen.append(generator) or x,
+        lambda seen: lambda x, strength=1, *, generator: seen.append(generator) or x,
+        lambda seen: lambda x, strength=0, generator=None: seen.append(generator) or x,
+    ]
+    assert [found(call) for call in with_one] == [[drawn]] * 6
+    without = [
+        lambda seen: lambda x: seen.append(0) or x,
+        lambda seen: lambda x, hard=0: seen.append(hard) or x,
+        lambda seen: lambda x, strength=0, *, hard=0: seen.append(strength + hard) or x,
+        lambda seen: lambda *x: seen.append(len(x) - 1) or x[0],  # torchvision's transforms
+        lambda seen: lambda x, **more: seen.append(len(more)) or x,
+    ]
+    assert [found(call) for call in without] == [[0]] * 5
+    for call in (lambda: x, lambda x, g, strength: x, lambda x, strength, *, generator: x, lambda x, *, s: x):
+        with pytest.raises(ValueError, match=r"expected degrade \(x0\) or \(x0, generator\), got "):
+            Own(kind(call))
+    assert torch.equal(Own(torch.sin)(x, drawn), x)
+
+
+@pytest.mark.parametrize("kind", [lambda f: f, lambda f: lambda x: f(x).clamp(-1, 1)])
+def test_a_degradation_that_has_weights_gathers_no_gradients(kind, tmp_path):
+    blur = nn.Conv2d(1, 1, 3, padding=1, bias=False)
+    nn.init.constant_(blur.weight, 1 / 9)
+    own = {"images": images(), "degrade": kind(blur)}
+    assert train(config(tmp_path, accumulate=2, quantise=False), **own)["finished"]
+    assert blur.weight.grad is None
+    assert blur.weight.requires_grad
 
 
 def test_noise_and_rounding_follow_an_own_degradation_of_either_kind(tmp_path):
@@ -224,6 +359,16 @@ class TestInit:
     def test_weights_of_another_network_are_refused_with_the_flags_to_give(self, first, tmp_path):
         with pytest.raises(TrainingError, match="--network unet-tiny"):
             Trainer(config(tmp_path, network="unet-small"), images=images(3, 8, 8), degrade=halve, init=first)
+        other = {"cond_x1": False, "prediction": "x0", "process": "regression"}
+        train(config(tmp_path / "other", **other), images=images(3, 8, 8), degrade=halve)
+        for start, differs in ((tmp_path / "other" / "run", {}), (first, other)):
+            with pytest.raises(TrainingError) as error:
+                Trainer(config(tmp_path, **differs), images=images(3, 8, 8), degrade=halve, init=start)
+            said = str(error.value).split("give ")[1].split()
+            taken = tyro.cli(TrainConfig, args=said)  # what it advises is what the command line takes
+            wanted = {k: getattr(TrainConfig(), k) for k in other} if differs else other
+            assert {k: getattr(taken, k) for k in other} == wanted
+            assert ("--cond-x1" if differs else "--no-cond-x1") in said
         with pytest.raises(TrainingError, match="--channels 3"):
             Trainer(config(tmp_path), images=images(1, 8, 8), degrade=halve, init=first)
 
@@ -318,6 +463,16 @@ class TestPictures:
     def test_a_batch_size_is_a_whole_number(self, model, batch_size):
         with pytest.raises(ValueError, match="expected a whole batch_size"):
             model.restore(torch.zeros(1, 3, 8, 8), 1, batch_size=batch_size)
+
+    @pytest.mark.parametrize("kind", [torch.float16, torch.float64, torch.bfloat16])
+    def test_it_restores_whatever_type_its_weights_are_kept_in(self, model, kind):
+        x = torch.rand(2, 3, 8, 8) * 2 - 1
+        wanted = model.restore(x, 2)
+        model.to(kind)
+        found = model.restore(x, 2)
+        assert found.dtype == torch.float32
+        assert {p.dtype for p in model.parameters()} == {kind}
+        torch.testing.assert_close(found, wanted, rtol=0, atol=2e-2 if kind == torch.bfloat16 else 2e-3)
 
     def test_it_is_a_module_with_the_hub_s_methods(self, model, tmp_path):
         assert sum(p.numel() for p in model.parameters()) > 1e5
