@@ -63,6 +63,8 @@ def stratified(u: Tensor) -> Tensor:
 
 
 def _one_shape(**parts: Tensor) -> None:
+    if odd := [type(part).__name__ for part in parts.values() if not isinstance(part, Tensor)]:
+        raise ValueError(f"{' and '.join(parts)} must be tensors, got {odd[0]}")
     if wrong := {part.dtype for part in parts.values() if not part.is_floating_point()}:
         raise ValueError(f"{' and '.join(parts)} must be floating-point numbers, got {wrong.pop()}")
     if len({part.shape for part in parts.values()}) > 1:

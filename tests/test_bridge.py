@@ -424,3 +424,9 @@ def test_draws_of_times_and_states_are_the_generator_s():
     first = bridge.q_sample(0.5, x, x, generator=drawn())
     assert torch.equal(first, bridge.q_sample(0.5, x, x, generator=drawn()))
     assert first.std() > 0
+
+
+def test_a_network_that_gives_no_tensor_is_told_so():
+    bridge, x = Bridge(Schedule.symmetric()), torch.zeros(2, 3)
+    with pytest.raises(ValueError, match="target and found must be tensors, got tuple"):
+        bridge.loss(lambda xt, t: (xt, t), x, x)
