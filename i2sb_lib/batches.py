@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from i2sb_lib.bridge import stratified
 from i2sb_lib.config import TrainConfig, create_pair_maker, stream
 from i2sb_lib.degradations import Compose, Degradation, Noise, Quantise
+from i2sb_lib.denoiser import CUSTOM
 from i2sb_lib.images import check_images, to_float
 
 RESIDENT = 4 * 2**30
@@ -117,7 +118,7 @@ class Batches:
         """x0 of the images at `indices`."""
         return self._pixels(self.images, indices)
 
-    @torch.no_grad()  # what a degradation of one's own has learnt stays as it is
+    @torch.no_grad()  # none gathers in what a degradation of one's own has learnt
     def start(self, x0: Tensor, indices: Tensor, generator: torch.Generator) -> Tensor:
         """x1 of the images at `indices`, whose x0 is given."""
         return self.degrade(x0, generator) if self.targets is None else self._pixels(self.targets, indices)
@@ -153,4 +154,5 @@ class Batches:
     def dropout(self, step: int) -> contextlib.AbstractContextManager[None]:
         """In which step's forward pass runs: what its layers draw is from (seed, step) too."""
         seed = stream(self.config.seed, 2**31 + step)
-        return seeded(seed, self.device) if self.config.dropout else contextlib.nullcontext()
+        draws = self.config.dropout or self.config.network == CUSTOM
+        return seeded(seed, self.device) if draws else contextlib.nullcontext()

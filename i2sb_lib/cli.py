@@ -275,8 +275,8 @@ def _start(args: list[str]) -> Train:
 def main(args: list[str] | None = None) -> None:
     """Entry point; leaves by SystemExit where a command fails."""
     name, *rest = (sys.argv[1:] if args is None else args) or ["--help"]
-    # ~ is the home folder also after "=" and in quotes, where no shell says so
-    rest = ["=".join([*flag, os.path.expanduser(last)]) for *flag, last in (a.split("=", 1) for a in rest)]
+    home = os.path.expanduser  # also after "=" and in quotes, where no shell says so
+    rest = ["=".join([*flag, home(v)]) for *flag, v in (a.split("=", a[:2] == "--") for a in rest)]
     if os.environ.get("COLUMNS") in list("123456789"):  # where the help is never done
         os.environ["COLUMNS"] = "80"
     if name not in COMMANDS:

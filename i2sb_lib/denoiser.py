@@ -11,6 +11,7 @@ x1 alone: x1 itself when blind, a Tikhonov inverse of the known blur when operat
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -88,10 +89,13 @@ def measure_moments(x0: Tensor, g: Tensor) -> tuple[float, float, float]:
 @torch.no_grad()
 def follow(average: nn.Module, model: nn.Module, weight: float) -> None:
     """Move a running average's parameters towards the model's by `weight`; its buffers become the model's."""
-    slow, fast = (list[Tensor](m.parameters()) for m in (average, model))
+    both = zip(average.parameters(), model.parameters(), strict=True)
+    slow, fast = zip(*((a, b) for a, b in both if b.requires_grad), strict=True)
     torch._foreach_lerp_(slow, fast, weight)
+    theirs = dict(model.named_buffers())
     for name, buffer in average.named_buffers():
-        buffer.data = model.get_buffer(name).clone()  # whose shape may be another by now
+        if name in theirs and theirs[name].shape == buffer.shape:  # one that grows is its own
+            buffer.data = theirs[name].clone()
 
 
 class Denoiser(nn.Module):
@@ -141,7 +145,8 @@ class Denoiser(nn.Module):
         self.planes = config.channels * (1 + bool(config.cond_x1) + bool(config.tikhonov))
         if not 0 <= config.dropout < 1:
             raise ValueError(f"expected dropout from 0 to below 1, got {config.dropout}")
-        self.net = net or create_network(config.network, self.planes, config.dropout, config.channels)
+        made = partial(create_network, config.network, self.planes, config.dropout, config.channels)
+        self.net = made() if net is None else net
 
     def __repr__(self) -> str:  # the layers are those of `net`
         c, count = self.config, sum(p.numel() for p in self.parameters())

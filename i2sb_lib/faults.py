@@ -97,6 +97,7 @@ def alone(folder: Path) -> Iterator[None]:
             stack.callback(os.close, place := os.open(folder, os.O_RDONLY))
             try:
                 fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                stack.callback(fcntl.flock, place, fcntl.LOCK_UN)  # also in what was forked meanwhile
             except BlockingIOError:
                 raise TrainingError(f"{folder}: expected no other training, got one at work") from None
         yield

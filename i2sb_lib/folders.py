@@ -153,7 +153,8 @@ def _lost(out: Path, by: str, file: Path, originals: set[tuple[int, int]]) -> st
     unmarked = out.suffix.lower() in (".bmp", ".ppm") and not source
     how = f", and no {out.suffix} tells if it is one: delete it, or choose .png" * unmarked
     if is_ours(out) and not source:
-        return f"other result, got {out} there, which another picture or command made: delete it to go on"
+        made = "which another command or picture, or this one before it was edited, made: delete it to go on"
+        return f"other result, got {out} there, {made}"
     return f"original, got {out} there{how}"
 
 

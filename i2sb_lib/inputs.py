@@ -16,7 +16,7 @@ from i2sb_lib.config import TrainConfig
 from i2sb_lib.data import load_images, sides
 from i2sb_lib.degradations import Degradation
 from i2sb_lib.denoiser import CUSTOM, Denoiser, Design, ModelConfig
-from i2sb_lib.faults import TrainingError
+from i2sb_lib.faults import TrainingError, first_line
 from i2sb_lib.pairs import as_images, load_pairs
 
 MEMORY = "memory"  # as the source of images that are given
@@ -82,11 +82,16 @@ def check_network(model: Denoiser, config: TrainConfig) -> None:
     if config.network != CUSTOM:
         return
     for name, p in model.named_parameters():
-        if nn.parameter.is_lazy(p) or p.dtype != torch.float32:
-            raise TrainingError(
-                f"expected weights in torch.float32, got {name}, a {type(p).__name__} of {p.dtype}"
-            )
-    tried, trained = copy.deepcopy(model).eval(), [p for p in model.parameters() if p.requires_grad]
+        if nn.parameter.is_lazy(p):
+            raise TrainingError(f"expected weights that have a shape, got {name}: call the net once before")
+        if p.dtype != torch.float32 if p.requires_grad else not p.is_floating_point():
+            kind = "weights to train in torch.float32" if p.requires_grad else "frozen weights as floats"
+            raise TrainingError(f"expected {kind}, got {name} in {p.dtype}")
+    try:
+        tried, trained = copy.deepcopy(model).eval(), [p for p in model.parameters() if p.requires_grad]
+    except Exception as error:
+        said = f"expected a network that copy.deepcopy can copy, for the average, got: {first_line(error)}"
+        raise TrainingError(said) from error
     x = torch.zeros(1, config.channels, *sides(config.size), device=trained[0].device if trained else "cpu")
     with torch.enable_grad():
         if not trained or not tried(x, torch.ones_like(x[:, 0, 0, 0]), x, x).requires_grad:

@@ -540,6 +540,11 @@ def test_a_tilde_is_home_wherever_it_stands(tmp_path, monkeypatch, photos):
     )
     assert sorted(f.name for f in (tmp_path / "home").iterdir()) == ["a b", "run"]
     assert sorted(f.name for f in tmp_path.iterdir()) == ["home"]
+    main(["degrade", str(photos / "00.png"), "~/a=b.png"])
+    assert (tmp_path / "home" / "a=b.png").exists()
+    (tmp_path / "x=~").mkdir()
+    main(["degrade", str(photos / "00.png"), "x=~/q.png"])
+    assert (tmp_path / "x=~" / "q.png").exists()
     (tmp_path / "~odd").mkdir()  # of no user
     main(["degrade", str(photos / "00.png"), "~odd/x.png"])
     assert (tmp_path / "~odd" / "x.png").exists()

@@ -7,7 +7,9 @@ import os
 import pickle
 import shlex
 import signal
+import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -459,3 +461,18 @@ def test_threads_that_train_side_by_side_do_not_take_each_other_s_numbers(tiny):
     assert torch.equal(torch.get_rng_state(), before)
     for config in others:
         assert_same_run(alone, config)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+def test_a_child_that_lives_on_holds_no_lock(tmp_path):
+    with faults.alone(tmp_path):
+        child = os.fork()
+        if not child:
+            time.sleep(60)
+            os._exit(0)
+    try:
+        with faults.alone(tmp_path):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)

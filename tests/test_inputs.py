@@ -1,5 +1,6 @@
 """A run on images, pairs, a degradation, a network and weights of one's own."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -91,11 +92,17 @@ FROZEN = "expected a network whose result depends on weights to train, got none"
 @pytest.mark.parametrize(
     ("net", "message"),
     [
-        (Kind(nn.Parameter(torch.ones(2, dtype=torch.cfloat))), "float32, got net.more, .* torch.complex64$"),
-        (Kind(nn.Parameter(torch.ones(2).to(torch.int8), False)), "got net.more, a Parameter of torch.int8$"),
-        (Kind().double(), "got net.conv.weight, a Parameter of torch.float64$"),
-        (Kind().half(), "got net.conv.weight, a Parameter of torch.float16$"),
-        (nn.LazyConv2d(1, 3), "float32, got net.weight, a UninitializedParameter of torch.float32"),
+        (
+            Kind(nn.Parameter(torch.ones(2, dtype=torch.cfloat))),
+            "to train in torch.float32, got net.more in torch.complex64$",
+        ),
+        (
+            Kind(nn.Parameter(torch.ones(2).to(torch.int8), False)),
+            "frozen .* floats, got net.more in torch.int8$",
+        ),
+        (Kind().double(), "got net.conv.weight in torch.float64$"),
+        (Kind().half(), "got net.conv.weight in torch.float16$"),
+        (nn.LazyConv2d(1, 3), "that have a shape, got net.weight: call the net once before"),
         (Kind().requires_grad_(False), FROZEN),
         (Kind(then=lambda y: y.detach()), FROZEN),
         (nn.Identity(), FROZEN),
@@ -112,6 +119,46 @@ def test_a_network_that_cannot_be_trained_is_refused_before_images_are_read(
         train(config(tmp_path, channels=1, size=(8, 12)), degrade=halve, net=net)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+class Odd(Net):
+    """Frozen parts of another type, a buffer that grows, one that comes late, and a length of zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide = nn.Conv2d(1, 1, 1).to(torch.bfloat16).requires_grad_(False)
+        self.register_buffer("seen", torch.zeros(0))
+
+    def __len__(self):
+        return 0
+
+    def forward(self, planes, t):
+        if self.training:
+            self.seen = torch.cat([self.seen, t.detach().mean().reshape(1)])
+        elif not hasattr(self, "late"):
+            self.register_buffer("late", torch.ones(1))
+        y = super().forward(planes, t)
+        return y + self.wide(y.detach().to(self.wide.weight.dtype)).float()
+
+
+def test_a_network_with_frozen_parts_and_buffers_that_come_and_grow_trains_and_resumes(tmp_path):
+    how = {"images": images(), "degrade": halve, "net": Odd()}
+    base = config(tmp_path, channels=1, size=(8, 12))
+    some = dataclasses.replace(base, steps=6, eval_every=2, save_every=2)
+    assert train(some, **how)["finished"]
+    assert len(how["net"].seen) == 6
+
+
+def test_dropout_of_a_network_of_one_s_own_is_seeded_by_the_step(tmp_path):
+    found = []
+    for seed in (5, 6):
+        torch.manual_seed(1)
+        net = nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.Dropout(0.5), nn.Conv2d(8, 1, 3, padding=1))
+        net.forward = lambda planes, t, net=net: nn.Sequential.forward(net, planes)
+        torch.manual_seed(seed)
+        train(config(tmp_path / str(seed), channels=1, size=(8, 12)), images=images(), degrade=halve, net=net)
+        found.append(net.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(found[0].values(), found[1].values(), strict=True))
 
 
 def test_a_network_may_have_weights_of_any_rank_and_is_tried_on_a_copy(tmp_path):

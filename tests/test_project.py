@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "gaussian_mixtures": "bridge samplers",
     "denoiser": "schedule bridge networks degradations devices operators",
     "config": "degradations denoiser",
-    "batches": "bridge config degradations images",
+    "batches": "bridge config degradations denoiser images",
     "pairs": "data faults files images sources",
     "inputs": "batches checkpoints config data degradations denoiser faults pairs",
     "estimation": "blurs images",
