@@ -116,7 +116,8 @@ def test_another_card_at_the_same_place_replaces_no_result(tmp_path, capsys):
     for source in (card, card / "1.png"):
         said = told("degrade", source, f"{out}/")
         assert (
-            f"overwrites no other result, got {out / '1.png'} there, which another command or picture, or this one before it was edited"
+            made = "which another command or picture, or this one before it was edited"
+            f"overwrites no other result, got {out / '1.png'} there, {made}"
             in said
         )
         assert tree(out) == before
