@@ -115,11 +115,8 @@ def test_another_card_at_the_same_place_replaces_no_result(tmp_path, capsys):
     photograph(9).save(card / "1.png")
     for source in (card, card / "1.png"):
         said = told("degrade", source, f"{out}/")
-        assert (
-            made = "which another command or picture, or this one before it was edited"
-            f"overwrites no other result, got {out / '1.png'} there, {made}"
-            in said
-        )
+        made = "which another command or picture, or this one before it was edited"
+        assert f"overwrites no other result, got {out / '1.png'} there, {made}" in said
         assert tree(out) == before
     (card / "1.png").write_bytes(first["1.png"])
     (card / "2.png").unlink()
