@@ -112,7 +112,7 @@ def main() -> None:
     degrade, blur = task(args)
     x0 = to_float(clean)
     x1 = degrade(x0.double() if args.floats else x0, torch.Generator().manual_seed(args.seed + 2**31))
-    config = {"degradation": str(degrade), "assumed": str(blur), "seed": args.seed, "size": 64}
+    config = {"degradation": repr(degrade), "assumed": repr(blur), "seed": args.seed, "size": 64}
     file, every, picture = (args.out / n for n in ("metrics.json", "per_image.json", "restored.png"))
     record: dict[str, Any] = {
         "data": {"source": Path(args.data).name, "images": len(x0), "fingerprint": fingerprint(clean)},

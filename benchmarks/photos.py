@@ -26,8 +26,9 @@ import torch
 from captured import side_by_side
 from torch import Tensor
 
+from i2sb_lib.batches import Batches
 from i2sb_lib.checkpoints import Pretrained, load_pretrained
-from i2sb_lib.config import TrainConfig, config_hash
+from i2sb_lib.config import TrainConfig, config_hash, stream
 from i2sb_lib.data import embedded_photographs, fingerprint, load_images
 from i2sb_lib.degradations import Compose, Degradation, GaussianBlur, Quantise, create_degradation
 from i2sb_lib.denoiser import Denoiser
@@ -39,12 +40,14 @@ from i2sb_lib.progress import progress
 from i2sb_lib.sources import open_source
 from i2sb_lib.training import Trainer
 
-CROPS = 48
+CROPS, CUT = 48, 48
 RECIPE: dict[str, Any] = {
     "network": "unet-small", "degradation": "mixture", "beta_min": 0.7089, "beta_max": 2.1266,
     "damage_floor": 8.0, "steps": 1600, "batch_size": 16, "lr": 2e-3, "warmup": 60, "save_every": 50,
     "eval_every": 10**6, "init": "celeba64-deblur-blind",
 }  # fmt: skip
+# With Wiener's guess: from the weights of the second, which the guess is shown in addition
+THIRD: dict[str, Any] = {"wiener": True, "steps": 7500, "lr": 8e-4, "warmup": 100, "damage_floor": 4.0}
 SECOND: dict[str, Any] = {"steps": 1285, "batch_size": 128, "lr": 1.5e-3, "warmup": 300, "ema": 0.9995}
 
 
@@ -62,22 +65,49 @@ def cells() -> dict[str, Degradation]:
     return found | {"mixture": create_degradation("mixture")}
 
 
+class Cut(Batches):
+    """Every other batch is a part of CUT x CUT pixels, whose blur came from beyond its borders."""
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        x0, x1, t, noise = super().__call__(step)
+        if step % 2:
+            seed = torch.Generator().manual_seed(stream(self.config.seed + 1, step))
+            y, x = torch.randint(x0.shape[-1] - CUT + 1, (2,), generator=seed).tolist()
+            x0, x1, noise = (v[..., y : y + CUT, x : x + CUT].contiguous() for v in (x0, x1, noise))
+        return x0, x1, t, noise
+
+
 class Run(Trainer):
-    """A training that starts from the weights of `init`, but has the moments of its own pairs."""
+    """A training that starts from the weights of `init`, but has the moments of its own pairs.
+
+    Planes that `init` has not are begun with weights of zero.
+    """
+
+    def __init__(self, config: TrainConfig, resume: bool, images: Tensor) -> None:
+        super().__init__(config, resume, images=images)
+        if config.wiener:
+            b = self.batches
+            self.batches = Cut(b.images, b.degrade, config, None, b.places, self.device)
 
     def _build(self) -> Denoiser:
         init, self.init = self.init, None
         model = super()._build()
-        model.load_state_dict(load_pretrained(init, "cpu").denoiser.state_dict())
+        weights, own = load_pretrained(init, "cpu").denoiser.state_dict(), model.state_dict()
+        for name, old in weights.items():
+            if old.shape != own[name].shape:
+                more = own[name].shape[1] - old.shape[1]
+                weights[name] = torch.cat([old, old.new_zeros(len(old), more, *old.shape[2:])], 1)
+        model.load_state_dict(weights)
         return model
 
 
 def learn(args: argparse.Namespace) -> None:
     scenes = load_images(args.scenes, "train", 64, crops=CROPS)
     images = torch.cat([scenes, load_images(args.faces, "train", 64)])
-    recipe = RECIPE | (SECOND | {"init": args.init} if args.init else {})
+    more = THIRD if args.wiener else SECOND
+    recipe = RECIPE | (more | {"init": args.init} if args.init else {})
     config = TrainConfig(**recipe, out=str(args.out))
-    run = Run(config, resume=(args.out / "state.pt").exists(), images=images)
+    run = Run(config, (args.out / "state.pt").exists(), images)
     with progress(total=config.steps, initial=run.step, desc="training", unit="steps", show=True) as bar:
         side_by_side([run], config.save_every, lambda run, line: bar.update(run.step - bar.n))
 
@@ -276,6 +306,7 @@ def main() -> None:
     parser.add_argument("--scenes", help="training scenes")
     parser.add_argument("--out", type=Path, default=Path("runs/photos-robust"))
     parser.add_argument("--init", help="folder of the first training, to train on from its weights")
+    parser.add_argument("--wiener", action="store_true", help="with --init: the third training")
     parser.add_argument("--checkpoint", default="photos-robust")
     parser.add_argument("--sets", nargs="+", default=["embedded=embedded"], help="NAME=PATH")
     parser.add_argument("--cells", nargs="+", help="these kinds of damage; all unless given")

@@ -40,7 +40,7 @@ random; AdamW, learning rate {lr:g}, {steps:,} steps of {batch}, seed {seed}; {t
 
 {table}
 
-Intervals, device and seed are in `data/runs/{name}/metrics.json`.
+{walk}Intervals, device and seed are in `data/runs/{name}/metrics.json`.
 
 **Use it for** learning, and as a starting point for work on restoration. **Do not use it** to identify
 anyone: restored faces are plausible, not true. It was trained on one blur, on aligned faces, at one
@@ -134,6 +134,20 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def walk(name: str, record: dict[str, Any]) -> str:
+    """The walk that a model recommends, where that is another than ten calls of sde, and its row's values."""
+    if "sampler" not in record:
+        return ""
+    how = record["sampler"], record["nfe"], record["power"], record.get("consistency", 0.0)
+    rows = json.loads(Path("data/runs/ladder/metrics.json").read_text())["results"]
+    rows = [r for r in rows if r["row"].startswith(f"{name}:")]
+    (row,) = (r for r in rows if (r["sampler"], r["nfe"], r["power"], r.get("lam", 0.0)) == how)
+    values = ", ".join(f"{label} {row[k]['value']:.{DIGITS[k]}f}" for k, label in METRICS.items())
+    more = f", consistency {how[3]:g}" if how[3] else ""
+    what = f"{how[1]} calls of `{how[0]}`, power {how[2]:g}{more}"
+    return f"Unless told otherwise it takes {what}: {values} (`data/runs/ladder`).\n\n"
+
+
 def card(name: str, metrics: dict[str, Any]) -> str:
     model, record = load_pretrained(name, "cpu").denoiser, metrics["checkpoint"]
     training, known = record["training"], model.config.tikhonov > 0
@@ -170,6 +184,7 @@ def card(name: str, metrics: dict[str, Any]) -> str:
         note=NOTES.get(name, ""),
         tested=metrics["data"]["images"],
         table=table(metrics["results"]),
+        walk=walk(name, record),
         wrong="\nWhere the blur is not the one it is told, what it is shown is wrong as well."
         if known
         else "",

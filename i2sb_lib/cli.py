@@ -67,11 +67,11 @@ class Restore:
     target: Target  # image or folder to write; with a slash behind it, a folder
     more: More = ()  # of several sources all but the first, and last of all the folder to write
     checkpoint: str = DEFAULT  # for any picture; or another that is shipped, a run's folder, a hub id
-    nfe: int | None = None  # network calls; unless said as many as the model recommends
-    sampler: Sampler = "sde"  # sde is sharpest, ode has the smallest error
+    nfe: int | None = None  # network calls; unless said, the walk is the one that the model recommends
+    sampler: Sampler | None = None  # sde is sharpest, ode has the smallest error; sde where nfe is said
     seed: int = 0  # of the sampler's noise, with each image's name
-    power: float = 1.0  # of the time grid; 2 puts more of few calls near the clean end
-    consistency: float = 0.0  # weight of the measurement, where the blur is known; 0: none
+    power: float | None = None  # of the time grid; 2 puts more of few calls near the clean end
+    consistency: float | None = None  # weight of the measurement, where the blur is known; 0: none
     # degrade the image first, for a demonstration: degraded and restored come out side by side
     degrade: bool = False
     device: str | None = None  # cpu, cuda or mps; a GPU where there is one unless said
@@ -79,11 +79,11 @@ class Restore:
     def run(self) -> None:
         model = load_pretrained(self.checkpoint, self.device)
         degrade = create_pair_maker(_training(model)) if self.degrade else None
-        model.grid(self.nfe, self.power, self.consistency)  # refused before an image is read
+        how: dict[str, Any] = {"power": self.power, "consistency": self.consistency}
+        model.recommended(self.nfe, self.sampler, **how)  # refused before an image is read
 
         def work(x: Tensor, names: list[str]) -> Tensor:
             x1 = _degrade(degrade, x, names, self.seed) if degrade else x
-            how: dict[str, Any] = {"power": self.power, "consistency": self.consistency}
             seeds = [seed_of(self.seed, name) for name in names]
             x0_hat = model.restore(x1, self.nfe, self.sampler, seeds, progress=True, **how)
             return torch.cat([x1, x0_hat], dim=-1) if degrade else x0_hat
@@ -146,7 +146,7 @@ class Evaluate:
         if min(calls, default=0) < 1 or (alone and set(calls) != {1}):
             raise ValueError(f"expected nfe of {'1: a regression' if alone else 'at least 1'}, got {calls}")
         for n in calls:
-            model.grid(n, self.power, self.consistency)
+            model.recommended(n, None, self.power, self.consistency)
         degrade = None if self.degraded else create_pair_maker(training)
         if self.out is not None:
             out = Path(self.out)

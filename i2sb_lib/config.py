@@ -126,7 +126,7 @@ PRESETS = {
     "celeba256-deblur": _full(size=256, accumulate=16),
     # any picture, of unknown damage: crops of photographs as they are
     "photos-robust": _full(
-        degradation="mixture", beta_min=0.7089, beta_max=2.1266, damage_floor=8.0, crops=48
+        degradation="mixture", wiener=True, beta_min=0.7089, beta_max=2.1266, damage_floor=4.0, crops=48
     ),
     "celeba64-deblur-noisy": _full(noise=0.05, tikhonov=5e-2),
     "celeba64-deblur-cunet": _full(network="cunet", cond_x1=False, prediction="eps", beta_min=0.01),

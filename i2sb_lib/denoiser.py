@@ -1,8 +1,9 @@
 r"""From a raw network F to a denoiser D(x_t, t, x1) = x0_hat on an I2SB bridge, and its loss.
 
 D = skip_t x_t + skip_1 x1 + skip_g g + out F(in_t x_t, in_1 x1, in_1 g; t), where g guesses x0 from
-x1 alone: x1 itself when blind, a Tikhonov inverse of the known blur when operator-aware. Each
-`prediction` is one row of factors; the loss |D - x0|^2 / out^2 makes F regress a unit target:
+x1 alone: x1 itself when blind, a Tikhonov inverse of the known blur when operator-aware. (`wiener` shows F
+a guess that need not be told what happened; since it may be wrong, g elsewhere is x1.) Each `prediction` is
+one row of factors; the loss |D - x0|^2 / out^2 makes F regress a unit target:
 
     eps       (1, 0, 0, -sigma_t)   F is the paper's target (x_t - x0) / sigma_t    [Liu 2023, eq. 12]
     x0        (0, 0, 0, 1)          F is x0 itself
@@ -23,6 +24,7 @@ from i2sb_lib.devices import to_float64
 from i2sb_lib.networks import create_network
 from i2sb_lib.operators import Separable
 from i2sb_lib.schedule import Schedule
+from i2sb_lib.wiener import blind_wiener
 
 Prediction = Literal["precond", "eps", "x0"]
 Process = Literal["bridge", "regression", "diffusion"]
@@ -60,6 +62,8 @@ class Design:
     degradation_options: dict[str, float] = field(default_factory=dict)
     # also show it the Tikhonov inverse of the blur with this weight (operator-aware); 0: blind
     tikhonov: float = 0.0
+    # also show it Wiener's guess for the Gaussian blur and the noise that x1 most likely has: still blind
+    wiener: bool = False
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,9 @@ class Denoiser(nn.Module):
         if (config.network == CUSTOM) != (net is not None):
             what = f"none, for network {CUSTOM}" if net is None else f"one, for network {config.network}"
             raise ValueError(f"expected net, a module of one's own, with network {CUSTOM} alone, got {what}")
-        self.planes = config.channels * (1 + bool(config.cond_x1) + bool(config.tikhonov))
+        if config.wiener and (config.tikhonov or not config.cond_x1):
+            raise ValueError("wiener needs cond_x1, and takes the place of tikhonov")
+        self.planes = config.channels * (1 + bool(config.cond_x1) + bool(config.tikhonov or config.wiener))
         if not 0 <= config.dropout < 1:
             raise ValueError(f"expected dropout from 0 to below 1, got {config.dropout}")
         made = partial(create_network, config.network, self.planes, config.dropout, config.channels)
@@ -168,7 +174,11 @@ class Denoiser(nn.Module):
         return self
 
     def guess(self, x1: Tensor) -> Tensor:
-        """g: x1 itself, or the Tikhonov inverse of the operator that the model assumes."""
+        """What the network sees beside x1: x1 itself, the Tikhonov inverse of the operator that the model
+        assumes, or `blind_wiener`'s guess.
+        """
+        if self.config.wiener:
+            return blind_wiener(x1)
         if not self.config.tikhonov:
             return x1
         assert isinstance(self.operator, Separable)
@@ -229,7 +239,8 @@ class Denoiser(nn.Module):
         if x1 is None or x1.shape != xt.shape:
             raise ValueError("this denoiser is conditioned on x1: expected x1 of xt's shape")
         g = self.guess(x1) if g is None else g
-        planes = [s.in_t * xt, s.in_1 * x1] + [s.in_1 * g] * bool(self.config.tikhonov)
+        planes = [s.in_t * xt, s.in_1 * x1] + [s.in_1 * g] * bool(self.config.tikhonov or self.config.wiener)
+        g = x1 if self.config.wiener else g
         return s.skip_t * xt + s.skip_1 * x1 + s.skip_g * g + s.out * self._raw(planes, t)
 
     def _raw(self, planes: list[Tensor], t: Tensor) -> Tensor:

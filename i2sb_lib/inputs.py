@@ -20,7 +20,7 @@ from i2sb_lib.faults import TrainingError, first_line
 from i2sb_lib.pairs import as_images, load_pairs
 
 MEMORY = "memory"  # as the source of images that are given
-_SHAPING = ("network", "process", "cond_x1", "prediction", "channels")  # what weights are made for
+_SHAPING = ("network", "process", "cond_x1", "prediction", "channels", "wiener")  # what weights are made for
 
 Given = tuple[Tensor, Tensor | None]
 

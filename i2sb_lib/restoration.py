@@ -107,29 +107,42 @@ class Restorer(nn.Module):
                     kind += f" ({'it is' if len(x1) == 1 else 'the first is'} more like sigma {sigma:.1f})"
                 warn(f"restore: {kind}: they may come out worse than they went in")
 
-    def grid(self, nfe: int | None = None, power: float = 1.0, consistency: float = 0.0) -> Tensor:
-        """The times (nfe + 1,) of a walk, see `Schedule.grid`; ValueError for what cannot be."""
-        if not (isinstance(consistency, Real) and 0 <= consistency < 10**9):
-            raise ValueError(f"expected a finite consistency of at least 0, got {consistency!r:.40}")
-        if consistency and not isinstance(self.denoiser.operator, Separable):
-            raise ValueError(f"consistency needs a separable blur, got {self.made_for}")
+    def recommended(
+        self,
+        nfe: int | None = None,
+        sampler: Sampler | None = None,
+        power: float | None = None,
+        consistency: float | None = None,
+    ) -> tuple[Tensor, Sampler, float]:
+        """The times (nfe + 1,) of a walk, see `Schedule.grid`, its sampler and its consistency.
+
+        Unless nfe is given, what else is not is as the model's record recommends. ValueError for what
+        cannot be.
+        """
         alone = self.denoiser.config.process == "regression"
-        if nfe is None:
-            nfe = 1 if alone else self.record.get("nfe", 10)
-        if alone and nfe != 1:
-            raise ValueError(f"a regression restores in one network call, got nfe={nfe}")
-        return self.denoiser.bridge.schedule.grid(nfe, power)
+        said = {"nfe": 1 if alone else 10, "sampler": "sde", "power": 1.0, "consistency": 0.0}
+        said |= {k: self.record[k] for k in said if nfe is None and k in self.record}
+        given = {"nfe": nfe, "sampler": sampler, "power": power, "consistency": consistency}
+        how = said | {k: v for k, v in given.items() if v is not None}
+        lam = how["consistency"]
+        if not (isinstance(lam, Real) and 0 <= lam < 10**9):
+            raise ValueError(f"expected a finite consistency of at least 0, got {lam!r:.40}")
+        if lam and not isinstance(self.denoiser.operator, Separable):
+            raise ValueError(f"consistency needs a separable blur, got {self.made_for}")
+        if alone and how["nfe"] != 1:
+            raise ValueError(f"a regression restores in one network call, got nfe={how['nfe']}")
+        return self.denoiser.bridge.schedule.grid(how["nfe"], how["power"]), how["sampler"], lam
 
     @torch.no_grad()
     def restore(
         self,
         x1: Any,
         nfe: int | None = None,
-        sampler: Sampler = "sde",
+        sampler: Sampler | None = None,
         seed: int | Sequence[int] = 0,
         *,
-        power: float = 1.0,
-        consistency: float = 0.0,
+        power: float | None = None,
+        consistency: float | None = None,
         batch_size: int | None = None,
         progress: bool = False,
     ) -> Any:
@@ -137,8 +150,9 @@ class Restorer(nn.Module):
 
         x1: floats (B, C, H, W) in [-1, 1]; or a picture: one of Pillow's, uint8 (H, W[, C]), or the path of
         its file, which comes back as Pillow's, grey as the model's C channels; or a list of pictures of any
-        sizes, or uint8 (B, H, W, C). nfe: network calls; unless given what the model's record recommends, or
-        ten. sampler: see `samplers.sample`; "sde" for the sharpest, one step or "ode" for the smallest error.
+        sizes, or uint8 (B, H, W, C). nfe: network calls; unless given, the walk is what the model's record
+        recommends, or ten steps of the sampler "sde". sampler: see `samplers.sample`; "sde", which it is
+        where nfe alone is given, for sharpness, one step or "ode" for the smallest error.
         seed: of the sampler's noise, a whole number or one for each image; an image's noise is that of its
         seed and position, alone or in any batch, on any device. power: of the time grid, see `Schedule.grid`.
         consistency: weight lam of `Denoiser.consistent`, applied after each call; 0: not at all. batch_size:
@@ -153,7 +167,7 @@ class Restorer(nn.Module):
         """
         if batch_size is not None and not (type(batch_size) is int and batch_size >= 1):
             raise ValueError(f"expected a whole batch_size of at least 1, got {batch_size}")
-        times = self.grid(nfe, power, consistency)
+        times, sampler, consistency = self.recommended(nfe, sampler, power, consistency)
         walk = partial(self._walk, sampler=sampler, times=times, consistency=consistency)
         walk = partial(walk, batch_size=batch_size, progress=progress)
         if isinstance(x1, Tensor):
@@ -190,6 +204,7 @@ class Restorer(nn.Module):
             m if m == n or n == 1 else (n - 1) * -(-(m - 1) // (n - 1)) + 1
             for n, m in zip(native, padded, strict=True)
         ]
+        whole = list(native) if self.denoiser.config.wiener else whole  # which looks at its borders
         windows, nfe = Windows(*padded), len(times) - 1
         size = batch_size or max(1, (16 if device.type == "cpu" else 64) * 64**2 // (padded[0] * padded[1]))
         kind = auto_precision(device)

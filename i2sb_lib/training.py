@@ -123,7 +123,7 @@ class Trainer:
         indices = torch.arange(min(512, len(self.batches.places)))
         x0 = self.batches.clean(indices)
         x1 = self.batches.start(x0, indices, torch.Generator(self.device).manual_seed(self.config.seed))
-        moments = measure_moments(x0, Denoiser(config, self.net).guess(x1))
+        moments = measure_moments(x0, x1 if config.wiener else Denoiser(config, self.net).guess(x1))
         return Denoiser(dataclasses.replace(config, moments=moments), self.net)
 
     def _load(self, state: dict[str, Any]) -> None:

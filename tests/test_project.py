@@ -39,7 +39,8 @@ MAY_IMPORT = {
     "plotting": "faults images",
     "schrodinger": "schedule",
     "gaussian_mixtures": "bridge samplers",
-    "denoiser": "schedule bridge networks degradations devices operators",
+    "wiener": "blurs operators",
+    "denoiser": "schedule bridge networks degradations devices operators wiener",
     "config": "degradations denoiser",
     "batches": "bridge config degradations denoiser images",
     "pairs": "data faults files images sources",
@@ -111,7 +112,7 @@ def code_lines(source: str) -> int:
 
 def test_the_library_is_thin():
     assert max(len(f.read_text().splitlines()) for f in LIBRARY) <= 300
-    assert sum(code_lines(f.read_text()) for f in LIBRARY) <= 4050
+    assert sum(code_lines(f.read_text()) for f in LIBRARY) <= 4160
     assert code_lines('"""Doc\nstring."""\n\n# note\ndef f():\n    """Doc."""\n    return 1  # x\n') == 2
 
 

@@ -400,6 +400,11 @@ def test_unless_told_a_model_makes_the_calls_that_it_recommends():
         own.record = record
         assert torch.equal(own.restore(x1), own.restore(x1, calls))
     assert not torch.equal(own.restore(x1), own.restore(x1, 10))
+    how = {"sampler": "dbim", "power": 2.0, "consistency": 1e-2}
+    own.record = {"nfe": 3, **how}
+    assert torch.equal(own.restore(x1), own.restore(x1, 3, **how))
+    assert torch.equal(own.restore(x1, 3), own.restore(x1, 3, "sde"))  # nothing where the calls are given
+    assert torch.equal(own.restore(x1, power=1.0), own.restore(x1, 3, **how | {"power": 1.0}))
     alone = build(process="regression")
     assert torch.equal(alone.restore(x1), alone.restore(x1, 1))
     own.record = {"nfe": "many"}
@@ -469,7 +474,7 @@ def test_other_input_is_refused_with_what_it_was(model, bad, words):
         ({"power": 10**400}, "power=1000"),
         ({"nfe": 10**400}, "got n=1000"),
         ({"consistency": 10**400}, "consistency of at least 0, got 1000"),
-        ({"consistency": None}, "consistency of at least 0, got None"),
+        ({"consistency": "0"}, "consistency of at least 0, got '0'"),
         ({"seed": None}, "a whole number as seed or one for each image, got None"),
         ({"seed": 1.5}, r"got 1\.5"),
         ({"seed": "0"}, "got '0'"),
