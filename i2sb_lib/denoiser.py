@@ -2,8 +2,9 @@ r"""From a raw network F to a denoiser D(x_t, t, x1) = x0_hat on an I2SB bridge,
 
 D = skip_t x_t + skip_1 x1 + skip_g g + out F(in_t x_t, in_1 x1, in_1 g; t), where g guesses x0 from
 x1 alone: x1 itself when blind, a Tikhonov inverse of the known blur when operator-aware. (`wiener` shows F
-a guess that need not be told what happened; since it may be wrong, g elsewhere is x1.) Each `prediction` is
-one row of factors; the loss |D - x0|^2 / out^2 makes F regress a unit target:
+a guess w that need not be told what happened. It may be wrong, so a further output of F says how far, at
+each pixel, g goes from x1 to w.) Each `prediction` is one row of factors; the loss |D - x0|^2 / out^2 makes
+F regress a unit target:
 
     eps       (1, 0, 0, -sigma_t)   F is the paper's target (x_t - x0) / sigma_t    [Liu 2023, eq. 12]
     x0        (0, 0, 0, 1)          F is x0 itself
@@ -106,8 +107,8 @@ class Denoiser(nn.Module):
     """D(x_t, t, x1) on the bridge that `config` describes; built with random weights.
 
     net: the network F where config.network is "custom", any module called as net(planes, t) with planes
-    (B, P, H, W) and t (B,) that gives (B, channels, H, W); P is `planes`, and H and W are multiples of
-    its attribute `stride`, where it has one. Raises ValueError for an unknown prediction, moments of no
+    (B, P, H, W) and t (B,) that gives (B, Q, H, W); P is `planes`, Q `outputs`, and H and W are multiples
+    of its attribute `stride`, where it has one. Raises ValueError for an unknown prediction, moments of no
     possible pair, a network of one's own that is not given, and a Tikhonov guess that cannot be had:
     without `cond_x1`, or of a degradation that is not separable.
     """
@@ -151,7 +152,8 @@ class Denoiser(nn.Module):
         self.planes = config.channels * (1 + bool(config.cond_x1) + bool(config.tikhonov or config.wiener))
         if not 0 <= config.dropout < 1:
             raise ValueError(f"expected dropout from 0 to below 1, got {config.dropout}")
-        made = partial(create_network, config.network, self.planes, config.dropout, config.channels)
+        self.outputs = config.channels + bool(config.wiener)
+        made = partial(create_network, config.network, self.planes, config.dropout, self.outputs)
         self.net = made() if net is None else net
 
     def __repr__(self) -> str:  # the layers are those of `net`
@@ -240,14 +242,17 @@ class Denoiser(nn.Module):
             raise ValueError("this denoiser is conditioned on x1: expected x1 of xt's shape")
         g = self.guess(x1) if g is None else g
         planes = [s.in_t * xt, s.in_1 * x1] + [s.in_1 * g] * bool(self.config.tikhonov or self.config.wiener)
-        g = x1 if self.config.wiener else g
-        return s.skip_t * xt + s.skip_1 * x1 + s.skip_g * g + s.out * self._raw(planes, t)
+        raw = self._raw(planes, t)
+        if self.config.wiener:
+            raw, trust = raw[:, :-1], raw[:, -1:]  # none before training
+            g = x1 + trust * (g - x1)
+        return s.skip_t * xt + s.skip_1 * x1 + s.skip_g * g + s.out * raw
 
     def _raw(self, planes: list[Tensor], t: Tensor) -> Tensor:
         joined = torch.cat(planes, dim=1).contiguous(memory_format=torch.channels_last)
         raw = self.net(joined, t)
         got = tuple(raw.shape) if isinstance(raw, Tensor) else type(raw).__name__
-        if got != (wanted := (joined.shape[0], self.config.channels, *joined.shape[2:])):
+        if got != (wanted := (joined.shape[0], self.outputs, *joined.shape[2:])):
             what = f"{wanted} from planes {tuple(joined.shape)}, got {got}"
             raise ValueError(f"{self.config.network}: expected the network to give {what}")
         return raw.float()

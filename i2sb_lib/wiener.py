@@ -40,6 +40,11 @@ def _frequencies(n: int) -> Tensor:
     return math.pi * torch.linspace(0, 1, n, dtype=torch.float64)
 
 
+def _length(h: int, w: int) -> Tensor:
+    """|omega| (h, w) of every component."""
+    return torch.hypot(_frequencies(h)[:, None].float(), _frequencies(w).float())
+
+
 def _responses(omega: Tensor) -> Tensor:
     """k^ (K, N) of KERNELS at the frequencies (N,)."""
     rows = []
@@ -62,9 +67,7 @@ def _table(device: torch.device) -> tuple[Tensor, Tensor]:
 @_kept
 def _sides(h: int, w: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """The kernels' responses at the sides' frequencies, (K, h) and (K, w), and |omega| (h, w)."""
-    fast, slow = (_frequencies(n) for n in (h, w))
-    falls = torch.cartesian_prod(fast, slow).norm(dim=1).reshape(h, w).clamp(min=SLOWEST)
-    of = _responses(fast), _responses(slow), falls
+    of = *(_responses(_frequencies(n)) for n in (h, w)), _length(h, w).clamp(min=SLOWEST)
     return tuple(v.float().to(device) for v in of)  # type: ignore[return-value]
 
 
@@ -104,13 +107,13 @@ def _most_likely(x: Tensor, mirrored: Tensor) -> tuple[Tensor, Tensor]:
     # the power of the components of an orthonormal basis, gathered into cells
     ends = [torch.where(torch.arange(n) % (n - 1) == 0, 0.5, 1.0) for n in (h, w)]
     power = _cosines(seen).square().mean(1) * (ends[0][:, None] * ends[1]).to(x) / (4 * (h - 1) * (w - 1))
-    used = (torch.cartesian_prod(*map(_frequencies, (h, w))).norm(dim=1) > SLOWEST).reshape(h, w).to(x)
+    used = (_length(h, w) > SLOWEST).to(x)
     at = [(torch.arange(n) * CELLS // (n - 1)).clamp(max=CELLS - 1) for n in (h, w)]
     into = [F.one_hot(cell, CELLS).to(x) for cell in at]
-    total, count = ((into[0].T @ v @ into[1]).flatten(-2) for v in (power * used, used))
+    total, count = ((into[0].T @ v @ into[1]).flatten(-2) / used.sum() for v in (power * used, used))
     log, inverse = _table(x.device)
-    a = (total @ inverse.T / count.sum()).clamp(min=1e-12)
-    best = (count.sum() * a.log() + log @ count).argmin(1)
+    a = (total @ inverse.T).clamp(min=1e-12)  # the best for each row
+    best = (a.log() + log @ count).argmin(1)
     return best, a.gather(1, best[:, None])[:, 0]
 
 
@@ -129,7 +132,7 @@ def blind_wiener(x1: Tensor) -> Tensor:
         mirrored = _mirrored(x)
         best, a = _most_likely(x, mirrored)
         kernel, rest = best % len(KERNELS), best // len(KERNELS)
-        rho = NOISES.to(x)[rest % len(NOISES)]
+        rho = NOISES.float().to(x)[rest % len(NOISES)]
         g = torch.tensor(EXPONENTS, device=x.device)[rest // len(NOISES)]
 
         def filtered(y: Tensor, least: float) -> Tensor:

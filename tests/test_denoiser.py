@@ -9,6 +9,7 @@ from torch import nn
 from i2sb_lib.degradations import GaussianBlur
 from i2sb_lib.denoiser import Denoiser, ModelConfig
 from i2sb_lib.schedule import Schedule
+from i2sb_lib.wiener import blind_wiener
 
 TINY = ModelConfig(network="unet-tiny")
 TIMES = [0.02, 0.3, 0.7, 1.0]
@@ -118,6 +119,24 @@ def test_the_tikhonov_inverse_is_the_guess_and_a_third_input():
     assert build().guess(x1) is x1
 
 
+def test_wiener_s_guess_is_a_third_input_and_is_trusted_as_far_as_the_network_says():
+    model = build(wiener=True)
+    x1, xt = torch.rand(2, 2, 3, 16, 16) * 2 - 1
+    g, t = blind_wiener(x1), torch.tensor([0.4, 1.0])
+    s = model.scalings(t[:, None, None, None])
+    for trust in (0.0, 0.5, 1.0):
+        said = torch.full((2, 1, 16, 16), trust)
+        model.net = Fixed(torch.cat([torch.full_like(x1, 0.1), said], 1))
+        base = torch.lerp(x1, g, trust)
+        want = s.skip_t * xt + s.skip_1 * x1 + s.skip_g * base + 0.1 * s.out
+        torch.testing.assert_close(model(xt, t, x1), want, rtol=0, atol=1e-5)
+    parts = torch.cat([s.in_t * xt, s.in_1 * x1, s.in_1 * g], dim=1)
+    torch.testing.assert_close(model.net.seen, parts, rtol=0, atol=1e-5)
+    assert (g - x1).abs().max() > 0.1
+    assert build(wiener=True)(xt, t, x1).shape == xt.shape
+    assert (build(wiener=True).planes, build(wiener=True).outputs) == (9, 4)
+
+
 def test_precond_guess_has_the_posterior_of_x0_given_x_t_x1_and_a_guess():
     """x0 | g ~ N(rho g, v) times N(x_t; a x0 + b x1, c^2), by quadrature over x0."""
     model, (m00, m11, m01) = build(tikhonov=1e-3), TINY.moments
@@ -205,6 +224,8 @@ def test_the_configuration_reaches_the_schedule_the_network_and_the_name():
         ({"tikhonov": float("nan")}, "got nan"),
         ({"tikhonov": 0.1, "cond_x1": False}, "tikhonov needs cond_x1 and a separable blur"),
         ({"tikhonov": 0.1, "degradation": "jpeg"}, r"separable blur, got JPEG\(quality=10\)"),
+        ({"wiener": True, "tikhonov": 0.1}, "wiener needs cond_x1, and takes the place of tikhonov"),
+        ({"wiener": True, "cond_x1": False}, "wiener needs cond_x1"),
         ({"network": "resnet"}, "expected a network among"),
         ({"process": "flow"}, r"process in \('bridge', 'regression', 'diffusion'\), got 'flow'"),
         ({"process": "diffusion", "cond_x1": False}, "a diffusion needs cond_x1"),
@@ -255,11 +276,15 @@ def test_a_compiled_loss_is_one_graph_and_the_same():
     assert torch.equal(compiled(x0, x1, t, noise), model.loss(x0, x1, t, noise))
 
 
+# a weight, a kernel and a size that no other test has in memory
+AWARE = {"tikhonov": 3e-3, "degradation_options": {"kernel_size": 9, "sigma": 1.75}}
+
+
 @pytest.mark.slow
-def test_it_exports_for_any_number_of_images(tmp_path):
-    """An operator-aware one: the graph of a blind one is a part of it."""
-    # a weight, a kernel and a size that no other test has in memory
-    model = build(tikhonov=3e-3, degradation_options={"kernel_size": 9, "sigma": 1.75})
+@pytest.mark.parametrize("options", [AWARE, {"wiener": True}], ids=["operator-aware", "wiener"])
+def test_it_exports_for_any_number_of_images(tmp_path, options):
+    """The graph of a blind one is a part of these."""
+    model = build(**options)
     for p in model.parameters():  # the last layer starts at zero
         p.data = torch.randn(p.shape) * 0.1
     batch = torch.export.Dim("batch", max=1024)

@@ -88,10 +88,10 @@ def test_an_estimate_of_the_time_left_is_of_the_calls_alone(model, x1, monkeypat
 
 
 @pytest.mark.parametrize("size", [(61, 47), (5, 5), (1, 1), (2, 30), (1, 24), (16, 16)])
-@pytest.mark.parametrize("tikhonov", [0.0, 1e-2])
-def test_any_size_is_padded_and_cropped_back(size, tikhonov):
+@pytest.mark.parametrize("options", [{}, {"tikhonov": 1e-2}, {"wiener": True}])
+def test_any_size_is_padded_and_cropped_back(size, options):
     x1 = torch.rand(2, 3, *size) * 2 - 1
-    x0_hat = build(tikhonov=tikhonov).restore(x1, nfe=2)
+    x0_hat = build(**options).restore(x1, nfe=2)
     assert x0_hat.shape == x1.shape
     assert x0_hat.abs().max() <= 1
     assert x0_hat.isfinite().all()
