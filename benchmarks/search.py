@@ -226,7 +226,7 @@ def main() -> None:
         rows.append(row(variant.name, variant.changed, config, run.restore()))
         rows[-1]["parameters"] = sum(p.numel() for p in run.model.parameters())
         rows[-1] |= {"git_commit": git_commit(), "device": device_name(run.device)}
-        images = {"images": len(run.held) + len(run.batches.images), "fingerprint": run.fingerprint}
+        images = {"images": len(run.batches.images), "fingerprint": run.fingerprint}
         record = {
             "data": {"source": source, **images},
             **{"seed": 0, "git_commit": git_commit(), "device": device_name(run.device)},

@@ -103,6 +103,9 @@ def cell_table(name: str, kinds: Sequence[str] | None = None, which: str = "scen
 
 
 NOTES = {
+    "celeba64-deblur-student": """ A student: its targets are not the photographs
+but what five calls of `celeba64-deblur` (`dbim`, power 2) make of them, each with a noise of its own; it
+starts from that model's weights (`benchmarks/student.py`, `data/runs/student`) and restores in one call.""",
     "celeba64-deblur-blind": """ The length of the cosine decay was shortened twice while the run was
 under way (6,500, then 5,000, then 4,400 steps): repeating it from the configuration gives a slightly
 different model.""",

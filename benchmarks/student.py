@@ -8,7 +8,8 @@ q_sample(s, g, x1, z): where the teacher would be, had its first answer been the
 
     python benchmarks/student.py --train PATH --data PATH [--teacher NAME] [--out data/runs/student]
 
-Walks and the training go on where they were stopped. The rows are of noises that no training saw.
+WORK/weights is then a checkpoint whose record says where the call is made, for `restore`. Walks and the
+training go on where they were stopped. The rows are of noises that no training saw.
 """
 
 import argparse
@@ -86,6 +87,10 @@ class Lesson(Trainer):
         b = self.batches
         self.batches = Walks(b.images, b.degrade, config, None, b.places, self.device)
         self.batches.ends, self.batches.first = ends, first
+
+    def record(self) -> dict[str, Any]:
+        """With where its one call is made, so that `restore` knows a student."""
+        return super().record() | {"start": self.batches.first}
 
     def _build(self) -> Student:
         model = Student(self.teacher.config)

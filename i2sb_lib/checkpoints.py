@@ -111,6 +111,7 @@ def _read(file: Path) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
         if not isinstance(record.get(name, kind()), kind):
             raise ValueError(f"expected {name} in the record as {kind.__name__}, got {record[name]!r:.80}")
     limits = ("least_change", 0, 255), ("nfe", 1, 10**6), ("power", 0.01, 100), ("consistency", 0, 10**6)
+    limits += (("start", 1e-3, 0.999),)
     for name, low, high in limits:
         value = record.get(name, low)
         if not (isinstance(value, int | float) and low <= value <= high):

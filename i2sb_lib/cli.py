@@ -120,7 +120,7 @@ class Evaluate:
     # the same images degraded, under the same names, in place of the model's own degradation; "": none
     degraded: str = ""
     split: str | None = None  # which split of them, or all; test or validation unless said
-    nfe: tuple[int, ...] | None = None  # network calls, each a row; 1 and 10, or 1 for a regression
+    nfe: tuple[int, ...] | None = None  # network calls, each a row; 1 and 10, or the one that is all
     samplers: tuple[Sampler, ...] = ("sde",)  # each with each nfe
     metrics: tuple[str, ...] | None = None  # among psnr ssim lpips fid kid; psnr, and ssim if installed
     limit: int | None = None  # only the first so many images
@@ -141,10 +141,10 @@ class Evaluate:
             raise ValueError(f"expected a limit of at least 1, got {self.limit}")
         model = load_pretrained(self.checkpoint, self.device)
         training = _training(model)
-        alone = training.get("process") == "regression"
-        calls = ((1,) if alone else (1, 10)) if self.nfe is None else self.nfe
-        if min(calls, default=0) < 1 or (alone and set(calls) != {1}):
-            raise ValueError(f"expected nfe of {'1: a regression' if alone else 'at least 1'}, got {calls}")
+        calls = ((1,) if model.alone else (1, 10)) if self.nfe is None else self.nfe
+        if min(calls, default=0) < 1 or (model.alone and set(calls) != {1}):
+            kind = "1: a student or a regression" if model.alone else "at least 1"
+            raise ValueError(f"expected nfe of {kind}, got {calls}")
         for n in calls:
             model.recommended(n, None, self.power, self.consistency)
         degrade = None if self.degraded else create_pair_maker(training)

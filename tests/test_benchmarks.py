@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from conftest import ROOT, script
 
 from i2sb_lib.bridge import Bridge
-from i2sb_lib.checkpoints import load_pretrained
+from i2sb_lib.checkpoints import Pretrained, load_pretrained
 from i2sb_lib.config import PRESETS
 from i2sb_lib.data import load_images
 from i2sb_lib.degradations import create_degradation
@@ -296,6 +297,11 @@ def test_a_student_is_taught_the_walks_of_its_teacher():
     assert off[0] < 0.9 * off[1]
     again = module.answers(student, x1, float(times[1]), seeds)
     torch.testing.assert_close(again, said.clamp(-1, 1), rtol=0, atol=0.02)
+    shipped = Pretrained(student, {"start": float(times[1])}, Path("student"))
+    torch.testing.assert_close(shipped.restore(x1, seed=seeds), again, rtol=0, atol=0.02)
+    for how in ({"nfe": 2}, {"power": 2.0}):
+        with pytest.raises(ValueError, match="a student restores in one network call, got nfe="):
+            shipped.restore(x1, **how)
 
 
 def test_a_lesson_flips_x1_noise_and_end_together(tiny, tmp_path):

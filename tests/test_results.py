@@ -52,6 +52,11 @@ def test_the_readme_states_the_recorded_numbers():
     assert stated(text, r"I²SB, blind \| \d+") == [recorded(r) for r in blind]
     large = run("celeba64-deblur-blind-full")["results"][1:]
     assert stated(text, r"I²SB, blind, large \| \d+") == [recorded(r) for r in large]
+    advised = next(r for r in run("ladder")["results"] if r["row"] == f"{FLAGSHIP}:dbim:5:2:1e-2")
+    assert stated(text, r"I²SB, as it does unless told \| 5") == [recorded(advised)]
+    assert load_pretrained(FLAGSHIP, "cpu").recommended()[1:] == ("dbim", advised["lam"])
+    student = run("celeba64-deblur-student")["results"][1:]
+    assert stated(text, r"I²SB, student \| 1") == [recorded(r) for r in student]
     for head, name, nfe in (("regression", "regression", 1), ("diffusion from noise", "diffusion", 10)):
         row = next(
             r for r in run(f"celeba64-deblur-{name}")["results"] if (r["sampler"], r["nfe"]) == ("sde", nfe)
