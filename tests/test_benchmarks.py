@@ -400,3 +400,33 @@ def test_a_model_is_told_each_picture_s_sigma_and_is_then_as_it_was(tmp_path, mo
     found = {r["way"]: r["psnr"]["value"] for r in rows if r["after"] == "8 bits"}
     assert found["told the truth"] == pytest.approx(evaluate(right, x0, ["psnr"])["psnr"].value, abs=0.05)
     assert len(rows) == 2 * 5
+
+
+def test_walks_are_advised_on_what_was_set_aside(tmp_path, monkeypatch):
+    module, model = script("advised"), load_pretrained("celeba64-deblur")
+    monkeypatch.setattr(module, "WALKS", [("dbim", 2, 2.0)])
+    monkeypatch.setattr(module, "WEIGHTS", (0.0, 1e-2))
+    command = [
+        "advised.py",
+        "--data",
+        "embedded",
+        "--limit",
+        "3",
+        "--metrics",
+        "psnr",
+        "--out",
+        str(tmp_path),
+    ]
+    monkeypatch.setattr(sys, "argv", command)
+    module.main()
+    record = json.loads((tmp_path / "metrics.json").read_text())
+    images = load_images("embedded", "train", 64)
+    order = torch.randperm(
+        len(images), generator=torch.Generator().manual_seed(model.record["training"]["seed"])
+    )
+    x0 = to_float(images[order[:3]])
+    x1 = quantise(create_degradation("blur-gauss", quantise=True)(x0)).float()
+    x = model.restore(x1, 2, "dbim", power=2.0, consistency=1e-2)
+    assert record["results"][1]["psnr"]["value"] == pytest.approx(
+        evaluate(x, x0, ["psnr"])["psnr"].value, abs=1e-3
+    )
