@@ -137,15 +137,14 @@ class Run(Trainer):
         return x0, self.degrade(x0, torch.Generator(x0.device).manual_seed(0))
 
     def _build(self) -> Denoiser:
-        v, every = self.variant, torch.cat([self.held, self.batches.images])
-        back = torch.randperm(len(every), generator=torch.Generator().manual_seed(self.config.seed)).argsort()
-        every = every[back][torch.randperm(len(every), generator=torch.Generator().manual_seed(0))]
-        self.held, self.batches.images = every[: self.config.holdout], every[self.config.holdout :]
+        v, images = self.variant, self.batches.images
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+        self.held, self.batches.places = images[order[: self.config.holdout]], order[self.config.holdout :]
         if v.start:
             self.degrade = self.batches.degrade = Compose((self.degrade, Inverse(v.start)))
         config = super()._build().config
         if config.tikhonov and "base" not in v.roles:  # the moments that belong to the base x1
-            x0, x1 = self.pairs(to_float(self.batches.images[:512]))
+            x0, x1 = self.pairs(to_float(images[self.batches.places[:512]]))
             m00, m11, m01 = (round(float((a * b).mean()), 4) for a, b in ((x0, x0), (x1, x1), (x0, x1)))
             config = dataclasses.replace(config, moments=(m00, m11, m01))
         return Model(config, v.weight, v.roles)

@@ -406,27 +406,35 @@ def test_walks_are_advised_on_what_was_set_aside(tmp_path, monkeypatch):
     module, model = script("advised"), load_pretrained("celeba64-deblur")
     monkeypatch.setattr(module, "WALKS", [("dbim", 2, 2.0)])
     monkeypatch.setattr(module, "WEIGHTS", (0.0, 1e-2))
-    command = [
-        "advised.py",
-        "--data",
-        "embedded",
-        "--limit",
-        "3",
-        "--metrics",
-        "psnr",
-        "--out",
-        str(tmp_path),
-    ]
-    monkeypatch.setattr(sys, "argv", command)
+    command = ["advised.py", "--data", "embedded", "--limit", "3", "--metrics", "psnr"]
+    monkeypatch.setattr(sys, "argv", [*command, "--out", str(tmp_path)])
     module.main()
     record = json.loads((tmp_path / "metrics.json").read_text())
-    images = load_images("embedded", "train", 64)
-    order = torch.randperm(
-        len(images), generator=torch.Generator().manual_seed(model.record["training"]["seed"])
-    )
+    images, seed = load_images("embedded", "train", 64), model.record["training"]["seed"]
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     x0 = to_float(images[order[:3]])
     x1 = quantise(create_degradation("blur-gauss", quantise=True)(x0)).float()
     x = model.restore(x1, 2, "dbim", power=2.0, consistency=1e-2)
-    assert record["results"][1]["psnr"]["value"] == pytest.approx(
-        evaluate(x, x0, ["psnr"])["psnr"].value, abs=1e-3
-    )
+    again = evaluate(x, x0, ["psnr"])["psnr"].value
+    assert record["results"][1]["psnr"]["value"] == pytest.approx(again, abs=1e-3)
+
+
+def test_every_row_of_the_search_has_the_same_photographs_set_aside(tmp_path, monkeypatch):
+    module = script("search")
+    monkeypatch.setattr(module, "BASE", module.BASE | {"steps": 1, "batch_size": 2, "holdout": 4})
+    few = [module.Variant(f"seed {k}", "the seed", {"seed": k}) for k in (0, 1)]
+    few.append(module.Variant("g as input", "base x1", {"tikhonov": 2e-4}, roles=("input",)))
+    monkeypatch.setattr(module, "measures", lambda x, x0: {"psnr": float((x - x0).square().mean())})
+    seen, learn = [], module.Run.learn
+    monkeypatch.setattr(module.Run, "learn", lambda run: seen.append(run) or learn(run))
+    monkeypatch.setattr(sys, "argv", ["search.py", "--out", str(tmp_path), "--work", str(tmp_path / "work")])
+    for count in (1, 3):  # it goes on where it ended
+        monkeypatch.setattr(module, "VARIANTS", few[:count])
+        module.main()
+    record = json.loads((tmp_path / "metrics.json").read_text())
+    assert [r["name"] for r in record["results"]][-3:] == [v.name for v in few]
+    assert record["data"]["images"] == len(load_images("embedded", "train", 64))
+    for run in seen:
+        assert torch.equal(run.held, seen[0].held)
+        taken = run.batches.images[run.batches.places]
+        assert not (taken[:, None] == run.held).flatten(2).all(2).any()
