@@ -59,7 +59,7 @@ execute: .venv/ready
 # one thread, as in the records
 bench-quick: export OMP_NUM_THREADS := 1
 bench-quick: .venv/ready
-	@for name in solving operators evaluating restoring training; do \
+	@for name in solving operators evaluating restoring training normalisation; do \
 	  echo "benchmarks/$$name.py"; \
 	  $(BIN)/python benchmarks/$$name.py --quick --out runs/bench-quick/$$name || exit 1; done
 

@@ -152,3 +152,15 @@ def test_the_fast_ways_of_restore_give_what_the_plain_one_gives(precision, bound
         gap = 127.5 * float((got[k] - walk.x[0].clamp(-1, 1)).square().mean().sqrt())
         assert gap < bound
         assert precision == "no" or gap > 1e-4  # it was not float32 after all
+
+
+def test_normalisations_are_measured_beside_each_other(bench, monkeypatch):
+    module = script("search")
+    monkeypatch.setattr(module, "measures", lambda x, x0: {"psnr": float((x - x0).square().mean())})
+    monkeypatch.setitem(sys.modules, "search", module)
+    out, record = bench("normalisation")
+    assert set(record["results"]["step"]["seconds"]) == {"group", "bfloat16", "layer", "none"}
+    rows = record["results"]["trainings"]
+    assert [r["kind"] for r in rows] == ["group", "layer"]
+    assert rows[0]["sde-1"] != rows[1]["sde-1"]
+    assert "times as fast" in out
