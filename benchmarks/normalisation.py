@@ -1,4 +1,4 @@
-"""Would another normalisation pay? Seconds of a training step with each, and what those that are faster learn.
+"""Would another normalisation pay? Seconds of a training step with each, and what the fastest learns.
 
     group      `GroupNorm`, as the networks have it; autocast makes it float32
     bfloat16   the same in the precision of what it is given

@@ -30,6 +30,10 @@ from i2sb_lib.restoration import Restorer
 SHARD_BYTES = 45_000_000
 CARD_BYTES = 10_000_000  # a model.json that is larger is none
 _KINDS = {"training": dict, "nfe": int, "sampler": str, "grey_stays": bool}  # of what a record may hold
+_LIMITS: list[tuple[str, float, float]] = [  # and numbers in it; start is of a student's one call
+    ("least_change", 0, 255), ("nfe", 1, 10**6), ("power", 0.01, 100), ("consistency", 0, 10**6),
+    ("start", 0.001, 0.999),
+]  # fmt: skip
 DEFAULT = "photos-robust"  # for any picture
 _PACKAGE = Path(__file__).parent
 SHIPPED = [_PACKAGE / "pretrained", _PACKAGE.parent / "data" / "checkpoints"]  # installed, or a clone
@@ -110,9 +114,7 @@ def _read(file: Path) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
     for name, kind in _KINDS.items():
         if not isinstance(record.get(name, kind()), kind):
             raise ValueError(f"expected {name} in the record as {kind.__name__}, got {record[name]!r:.80}")
-    limits = ("least_change", 0, 255), ("nfe", 1, 10**6), ("power", 0.01, 100), ("consistency", 0, 10**6)
-    limits += (("start", 1e-3, 0.999),)
-    for name, low, high in limits:
+    for name, low, high in _LIMITS:
         value = record.get(name, low)
         if not (isinstance(value, int | float) and low <= value <= high):
             raise ValueError(f"expected {name} in the record from {low} to {high}, got {value!r:.80}")
