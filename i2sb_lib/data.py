@@ -127,6 +127,10 @@ def embedded_photographs(split: str) -> dict[str, Image.Image]:
     return photographs
 
 
+def _cut(photo: Image.Image, place: tuple[int, int, int, int], alpha: bool = False) -> Image.Image:
+    return photo.crop(place)  # opaque also where opacity is asked for
+
+
 def _crops(split: str, size: Size) -> Pictures:
     """Every crop of the embedded photographs on a grid, at half and quarter scale (train: also full).
 
@@ -140,7 +144,7 @@ def _crops(split: str, size: Size) -> Pictures:
             for top in range(0, small.height - height + 1, height // half):
                 for left in range(0, small.width - width + 1, width // half):
                     place = (left, top, left + width, top + height)
-                    yield f"{name}/{scale}@{left},{top}", partial(small.crop, place)
+                    yield f"{name}/{scale}@{left},{top}", partial(_cut, small, place)
 
 
 def content_key(files: list[Path], split: str | None, how: Preparation, more: str = "") -> str:

@@ -44,6 +44,13 @@ def test_a_damaged_cache_is_made_again(photos):
     assert torch.equal(load_images(photos, size=20), images)
 
 
+def test_embedded_photographs_have_as_many_channels_as_are_asked_for():
+    rgb, grey, opaque = (load_images("embedded", "test", 128, progress=False, channels=c) for c in (3, 1, 4))
+    assert torch.equal(opaque[:, :3], rgb)
+    assert (opaque[:, 3] == 255).all()
+    assert grey.shape == (len(rgb), 1, 128, 128)
+
+
 @pytest.mark.slow
 def test_embedded_splits_are_different_photographs(monkeypatch):
     train, test = embedded_photographs("train"), embedded_photographs("test")
