@@ -73,7 +73,7 @@ class ModelConfig(Design):
 
     tikhonov: weight lam of the Tikhonov inverse of `degradation` that is the guess g; 0 is blind.
     moments: (mean x0^2, mean g^2, mean x0 g) over pixels of the training pairs in [-1, 1], g = x1
-    where the denoiser is not conditioned (`measure_moments`). They scale what the network sees and
+    with wiener or without cond_x1 (`measure_moments`). They scale what the network sees and
     says, so they belong to its weights; the defaults are those of blurred CelebA faces.
     """
 
@@ -148,7 +148,8 @@ class Denoiser(nn.Module):
             what = f"none, for network {CUSTOM}" if net is None else f"one, for network {config.network}"
             raise ValueError(f"expected net, a module of one's own, with network {CUSTOM} alone, got {what}")
         if config.wiener and (config.tikhonov or not config.cond_x1):
-            raise ValueError("wiener needs cond_x1, and takes the place of tikhonov")
+            got = f"cond_x1={config.cond_x1}, tikhonov={config.tikhonov}"
+            raise ValueError(f"wiener needs cond_x1 and takes the place of tikhonov, got {got}")
         self.planes = config.channels * (1 + bool(config.cond_x1) + bool(config.tikhonov or config.wiener))
         if not 0 <= config.dropout < 1:
             raise ValueError(f"expected dropout from 0 to below 1, got {config.dropout}")
@@ -190,7 +191,7 @@ class Denoiser(nn.Module):
         """x0_hat + K (x1 - H x0_hat), K = H^T (H H^T + lam)^-1: the estimate moved towards what was seen.
 
         The best linear update where x0_hat's error is white with variance v and unrelated to x1's noise,
-        whose variance is lam v: it knows H, so even a blind model is blind no more. (B, 3, H, W) all;
+        whose variance is lam v: it knows H, so even a blind model is blind no more. (B, C, H, W) all;
         ValueError where the degradation is not separable.   [Kalman 1960]
         """
         if not isinstance(self.operator, Separable):

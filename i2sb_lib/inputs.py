@@ -18,6 +18,7 @@ from i2sb_lib.degradations import Degradation
 from i2sb_lib.denoiser import CUSTOM, Denoiser, Design, ModelConfig
 from i2sb_lib.faults import TrainingError, first_line
 from i2sb_lib.pairs import as_images, load_pairs
+from i2sb_lib.wiener import LEAST
 
 MEMORY = "memory"  # as the source of images that are given
 _SHAPING = ("network", "process", "cond_x1", "prediction", "channels", "wiener")  # what weights are made for
@@ -77,8 +78,11 @@ def inputs(
 
 def check_network(model: Denoiser, config: TrainConfig) -> None:
     """Refuse what cannot be trained, TrainingError; one of one's own is tried once, as a copy."""
-    if any(n % (stride := model.stride) for n in sides(config.size)):
+    height, width = sides(config.size)
+    if height % (stride := model.stride) or width % stride:
         raise TrainingError(f"{config.network}: expected a size that {stride} divides, got {config.size}")
+    if config.wiener and min(height, width) < LEAST:  # nothing is guessed, and no trust learnt
+        raise TrainingError(f"wiener: expected sides of at least {LEAST} pixels, got {height} x {width}")
     if config.network != CUSTOM:
         return
     for name, p in model.named_parameters():
@@ -92,7 +96,7 @@ def check_network(model: Denoiser, config: TrainConfig) -> None:
     except Exception as error:
         said = f"expected a network that copy.deepcopy can copy, for the average, got: {first_line(error)}"
         raise TrainingError(said) from error
-    x = torch.zeros(1, config.channels, *sides(config.size), device=trained[0].device if trained else "cpu")
+    x = torch.zeros(1, config.channels, height, width, device=trained[0].device if trained else "cpu")
     with torch.enable_grad():
         if not trained or not tried(x, torch.ones_like(x[:, 0, 0, 0]), x, x).requires_grad:
             raise TrainingError("expected a network whose result depends on weights to train, got none")

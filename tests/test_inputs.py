@@ -179,6 +179,20 @@ def test_a_network_may_have_weights_of_any_rank_and_is_tried_on_a_copy(tmp_path)
     torch.testing.assert_close(again.more, net.more.detach(), rtol=1e-3, atol=0)
 
 
+def test_wiener_s_guess_is_shown_to_a_network_of_one_s_own(tmp_path):
+    """Three images in, a fourth plane of trust out; where nothing can be guessed it is refused."""
+    own = {"images": images(height=16, width=20), "degrade": halve}
+    assert train(config(tmp_path, wiener=True), net=Net(3, 2), **own)["finished"]
+    model = i2sb_lib.load_pretrained(tmp_path / "run", "cpu", net=Net(3, 2))
+    assert model.denoiser.config.wiener
+    assert model.restore(torch.zeros(1, 1, 16, 20)).isfinite().all()
+    other = config(tmp_path, wiener=True, out=str(tmp_path / "other"))
+    with pytest.raises(ValueError, match=r"give \(1, 2, 16, 20\) from planes \(1, 3, 16, 20\), got \(1, 1, "):
+        train(other, net=Net(3), **own)
+    with pytest.raises(TrainingError, match="wiener: expected a size of at least 16 .*, got 8 x 20"):
+        train(other, net=Net(3, 2), **own | {"images": images(height=8, width=20)})
+
+
 class Normed(Net):
     """With what BatchNorm and spectral_norm learn beside weights."""
 

@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "config": "degradations denoiser",
     "batches": "bridge config degradations denoiser images",
     "pairs": "data faults files images sources",
-    "inputs": "batches checkpoints config data degradations denoiser faults pairs",
+    "inputs": "batches checkpoints config data degradations denoiser faults pairs wiener",
     "estimation": "blurs images",
     "restoration": "blurs config denoiser devices estimation faults images operators progress "
     "samplers tiles",
