@@ -116,7 +116,7 @@ def _read(file: Path) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
             raise ValueError(f"expected {name} in the record as {kind.__name__}, got {record[name]!r:.80}")
     for name, low, high in _LIMITS:
         value = record.get(name, low)
-        if not (isinstance(value, int | float) and low <= value <= high):
+        if not (type(value) in (int, float) and low <= value <= high):
             raise ValueError(f"expected {name} in the record from {low} to {high}, got {value!r:.80}")
     names = {f.name for f in dataclasses.fields(TrainConfig)}
     for part in (model, record.get("training", {})):
@@ -190,8 +190,11 @@ def load_pretrained(
         moments: Any = tuple(config.moments)  # JSON has lists
         denoiser = Denoiser(dataclasses.replace(config, moments=moments), net)
         denoiser.load_state_dict(_weights([path / n for n in shards], denoiser))
+        found = Pretrained(denoiser.requires_grad_(False).eval(), record, path)
+        found.recommended()  # which it can make
     except Exception as error:
         raise ValueError(f"{path}: expected a complete checkpoint, got: {first_line(error)}") from error
     for p in denoiser.parameters():  # and no buffer
         p.data = p.data.float()
-    return Pretrained(denoiser.requires_grad_(False).eval().place(device), record, path)
+    denoiser.place(device)
+    return found

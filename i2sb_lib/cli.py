@@ -70,8 +70,8 @@ class Restore:
     nfe: int | None = None  # network calls; unless said, the walk is the one that the model recommends
     sampler: Sampler | None = None  # sde is sharpest, ode has the smallest error; sde where nfe is said
     seed: int = 0  # of the sampler's noise, with each image's name
-    power: float | None = None  # of the time grid; 2 puts more of few calls near the clean end
-    consistency: float | None = None  # weight of the measurement, where the blur is known; 0: none
+    power: float | None = None  # of the time grid; 2: more calls near the clean end; 1 where nfe is said
+    consistency: float | None = None  # weight of the measurement, of a known blur; 0 where nfe is said
     # degrade the image first, for a demonstration: degraded and restored come out side by side
     degrade: bool = False
     device: str | None = None  # cpu, cuda or mps; a GPU where there is one unless said

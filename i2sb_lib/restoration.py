@@ -21,7 +21,7 @@ from i2sb_lib.faults import is_out_of_memory, warn
 from i2sb_lib.images import check_images, quantise, taken
 from i2sb_lib.operators import Separable
 from i2sb_lib.progress import progress as progress_bar
-from i2sb_lib.samplers import Sampler, generators, sample
+from i2sb_lib.samplers import Sampler, check_sampler, generators, sample
 from i2sb_lib.tiles import WINDOW, Windows
 
 FACTORS = 1024  # pixels of a side above which those of a blur take more than a moment
@@ -134,11 +134,13 @@ class Restorer(nn.Module):
             raise ValueError(f"expected a finite consistency of at least 0, got {lam!r:.40}")
         if lam and not isinstance(self.denoiser.operator, Separable):
             raise ValueError(f"consistency needs a separable blur, got {self.made_for}")
-        start, got = self.record.get("start"), f"nfe={how['nfe']}, power={how['power']}"
+        check_sampler(how["sampler"], self.denoiser.bridge)
+        start, process = self.record.get("start"), self.denoiser.config.process
+        if start and process != "bridge":
+            raise ValueError(f"expected start of a bridge's student, got a {process}")
         if self.alone and (how["nfe"], how["power"]) != (1, 1.0):
-            raise ValueError(
-                f"a {'student' if start else 'regression'} restores in one network call, got {got}"
-            )
+            kind, got = "student" if start else process, f"nfe={how['nfe']!r:.40}, power={how['power']!r:.40}"
+            raise ValueError(f"a {kind} restores in one network call (nfe 1, power 1), got {got}")
         if start:
             return torch.tensor([1.0, start, 0.0], dtype=torch.float64), how["sampler"], lam
         return self.denoiser.bridge.schedule.grid(how["nfe"], how["power"]), how["sampler"], lam
@@ -161,8 +163,9 @@ class Restorer(nn.Module):
         x1: floats (B, C, H, W) in [-1, 1]; or a picture: one of Pillow's, uint8 (H, W[, C]), or the path of
         its file, which comes back as Pillow's, grey as the model's C channels; or a list of pictures of any
         sizes, or uint8 (B, H, W, C). nfe: network calls; unless given, the walk is what the model's record
-        recommends, or ten steps of the sampler "sde". sampler: see `samplers.sample`; "sde", which it is
-        where nfe alone is given, for sharpness, one step or "ode" for the smallest error.
+        recommends, or ten steps of the sampler "sde", one of a regression or student. sampler: see
+        `samplers.sample`; "sde", which it is where nfe alone is given, for sharpness, one step or "ode" for
+        the smallest error.
         seed: of the sampler's noise, a whole number or one for each image; an image's noise is that of its
         seed and position, alone or in any batch, on any device. power: of the time grid, see `Schedule.grid`.
         consistency: weight lam of `Denoiser.consistent`, applied after each call; 0: not at all. batch_size:
@@ -225,11 +228,14 @@ class Restorer(nn.Module):
         calls = nfe * len(windows) * -(-len(x1) // size)
         exact = all(p.dtype == torch.float32 for p in self.denoiser.parameters())
         denoiser = self.denoiser if exact else copy.deepcopy(self.denoiser).float()  # after .half
-        if progress and max(native) > FACTORS and self.denoiser.config.tikhonov:
+        if progress and max(native) > FACTORS and (self.denoiser.config.tikhonov or consistency):
             _announce(*native)
 
         def restored(part: Tensor, drawn: list[torch.Generator]) -> Tensor:
-            y, g = _mirror(part, *padded), _mirror(self.denoiser.guess(_mirror(part, *whole)), *padded)
+            # on a CPU one at a time: Wiener's last bit depends on the batch, and bfloat16 makes a level of it
+            few = 1 if self.denoiser.config.wiener and device.type == "cpu" else len(part)
+            guesses = [self.denoiser.guess(x) for x in _mirror(part, *whole).split(few)]
+            y, g = _mirror(part, *padded), _mirror(torch.cat(guesses), *padded)
             if not bar.n:
                 bar.unpause()  # the estimate is of the calls, and the first guess may take minutes
 

@@ -76,6 +76,14 @@ def generators(seed: int | Sequence[int], count: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(int.from_bytes(start, "big")) for start in starts]
 
 
+def check_sampler(sampler: Any, bridge: Bridge) -> None:
+    """ValueError for an unknown sampler, and for one that this bridge does not have."""
+    if sampler not in get_args(Sampler):
+        raise ValueError(f"expected sampler in {get_args(Sampler)}, got {sampler!r:.40}")
+    if sampler == "ode" and not float(bridge.coefficients(torch.ones(()))[1]):
+        raise ValueError("ode is the limit of a bridge from x1: for a diffusion take sde or dbim (DDIM)")
+
+
 def sample(
     denoise: Denoise,
     bridge: Bridge,
@@ -108,10 +116,7 @@ def sample(
     """
     if not x1.is_floating_point():
         raise ValueError(f"expected x1 as floating-point numbers, got {x1.dtype}")
-    if sampler not in get_args(Sampler):
-        raise ValueError(f"expected sampler in {get_args(Sampler)}, got {sampler!r}")
-    if sampler == "ode" and not float(bridge.coefficients(torch.ones(()))[1]):
-        raise ValueError("ode is the limit of a bridge from x1: for a diffusion take sde or dbim (DDIM)")
+    check_sampler(sampler, bridge)
     if eta is not None and not (0 <= eta <= 1 and sampler != "ode"):
         raise ValueError(f"expected eta from 0 to 1 with sde or dbim, got {eta} with {sampler}")
     times = check_grid(bridge.schedule.grid(nfe) if times is None else times)

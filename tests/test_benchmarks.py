@@ -300,7 +300,7 @@ def test_a_student_is_taught_the_walks_of_its_teacher():
     shipped = Pretrained(student, {"start": float(times[1])}, Path("student"))
     torch.testing.assert_close(shipped.restore(x1, seed=seeds), again, rtol=0, atol=0.02)
     for how in ({"nfe": 2}, {"power": 2.0}):
-        with pytest.raises(ValueError, match="a student restores in one network call, got nfe="):
+        with pytest.raises(ValueError, match="a student restores in one network call"):
             shipped.restore(x1, **how)
 
 

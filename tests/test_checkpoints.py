@@ -252,6 +252,29 @@ def test_weights_are_float32_whatever_the_host_s_default_is(folder):
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize(
+    ("record", "model", "message"),
+    [
+        ({"sampler": "foo"}, {}, r"expected sampler in \('sde', 'ode', 'dbim'\), got 'foo'"),
+        ({"sampler": "ode"}, {"process": "diffusion"}, "ode is the limit of a bridge from x1"),
+        ({"nfe": True}, {}, "expected nfe in the record from 1 to 1000000, got True"),
+        ({"power": True}, {}, "expected power in the record from 0.01 to 100, got True"),
+        ({"consistency": 0.1}, {"degradation": "jpeg"}, "consistency needs a separable blur"),
+        ({"nfe": 5}, {"process": "regression"}, r"a regression restores in one network call .*, got nfe=5"),
+        ({"start": 0.5, "nfe": 5}, {}, r"a student restores in one network call .*, got nfe=5, power=1\.0"),
+        ({"start": 0.5, "power": 2.0}, {}, r"\(nfe 1, power 1\), got nfe=1, power=2\.0"),
+        ({"start": 0.5}, {"process": "regression"}, "expected start of a bridge's student, got a regression"),
+        ({"start": 0.5}, {"process": "diffusion"}, "expected start of a bridge's student, got a diffusion"),
+    ],
+)
+def test_a_walk_that_the_model_cannot_make_is_not_recommended(folder, record, model, message):
+    how = {"cond_x1": True, "prediction": "precond", "tikhonov": 0.0}
+    denoiser = Denoiser(ModelConfig(**{"network": "unet-tiny", **how, **model}))
+    save_pretrained(folder, denoiser, record)
+    with pytest.raises(ValueError, match="expected a complete checkpoint, got: .*" + message):
+        load_pretrained(folder, "cpu")
+
+
 def test_a_record_may_be_empty_or_absent(folder):
     for record in ({}, None):
         _rewrite(folder, record=record)

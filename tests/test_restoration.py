@@ -370,6 +370,15 @@ def test_a_bar_counts_network_calls(model, capsys, monkeypatch):
     assert capsys.readouterr().err == ""
 
 
+def test_a_picture_with_wiener_s_guess_is_restored_alone_as_in_any_batch():
+    """To the last bit of that guess, which the network's bfloat16 would make a grey level of."""
+    model, generator = build(wiener=True), torch.Generator().manual_seed(0)
+    x1 = F.avg_pool2d(torch.rand(16, 3, 48, 48, generator=generator) * 2 - 1, 5, 1, 2)
+    whole = model.restore(x1, 2, seed=range(16))
+    alone = torch.cat([model.restore(x[None], 2, seed=i) for i, x in enumerate(x1)])
+    assert (whole - alone).abs().max() < 0.02 * LEVEL
+
+
 def test_a_wait_before_the_first_call_is_told(model, monkeypatch, capsys):
     monkeypatch.setattr(restoration, "FACTORS", 20)
     x1 = torch.zeros(1, 3, 16, 24)
@@ -379,6 +388,8 @@ def test_a_wait_before_the_first_call_is_told(model, monkeypatch, capsys):
     for _ in range(2):  # once
         build(tikhonov=1e-3).restore(x1, 1, progress=True)
     assert capsys.readouterr().err == "i2sb: 16 x 24: first the blur's factors, once for each size\n"
+    model.restore(x1.mT, 1, consistency=0.1, progress=True)  # a blind one's, too
+    assert capsys.readouterr().err == "i2sb: 24 x 16: first the blur's factors, once for each size\n"
 
 
 def test_a_model_says_what_it_was_made_for():
@@ -410,6 +421,8 @@ def test_unless_told_a_model_makes_the_calls_that_it_recommends():
     own.record = {"nfe": "many"}
     with pytest.raises(ValueError, match="many"):
         own.restore(x1)
+    with pytest.raises(ValueError, match="expected sampler in"):  # before a picture is read
+        alone.recommended(sampler="foo")
 
 
 def test_what_would_hardly_change_is_left_alone():
