@@ -59,13 +59,11 @@ class Pretrained(Restorer, ModelHubMixin, library_name="i2sb-lib", tags=["image-
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """The card that lies beside the weights, or what the run's record says."""
-        card = self.folder / "README.md"
-        if card.exists():
-            return ModelCard(card.read_text(encoding="utf-8"))
-        data = ModelCardData(library_name="i2sb-lib", tags=["image-to-image"], pipeline_tag="image-to-image")
-        record = json.dumps(self.record, indent=1)
+        card, record = self.folder / "README.md", json.dumps(self.record, indent=1)
         said = f"{self.denoiser!r}\n\nRestores with `i2sb_lib.load_pretrained`. Its training:"
-        return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{said}\n\n```json\n{record}\n```\n")
+        text = card.read_text("utf-8", "replace") if card.exists() else f"{said}\n\n```json\n{record}\n```\n"
+        data = ModelCardData(library_name="i2sb-lib", tags=["image-to-image"], pipeline_tag="image-to-image")
+        return ModelCard(text if text.startswith("---\n") else f"---\n{data.to_yaml()}\n---\n\n{text}")
 
 
 def _parameters(model: nn.Module) -> set[str]:

@@ -189,7 +189,7 @@ def test_wiener_s_guess_is_shown_to_a_network_of_one_s_own(tmp_path):
     other = config(tmp_path, wiener=True, out=str(tmp_path / "other"))
     with pytest.raises(ValueError, match=r"give \(1, 2, 16, 20\) from planes \(1, 3, 16, 20\), got \(1, 1, "):
         train(other, net=Net(3), **own)
-    with pytest.raises(TrainingError, match="wiener: expected a size of at least 16 .*, got 8 x 20"):
+    with pytest.raises(TrainingError, match="wiener: expected sides of at least 16 pixels, got 8 x 20"):
         train(other, net=Net(3, 2), **own | {"images": images(height=8, width=20)})
 
 
@@ -544,6 +544,11 @@ class TestPictures:
             "model-1-of-1.safetensors",
         }
         assert (tmp_path / "m" / "README.md").read_text().startswith("---\n")
+        (tmp_path / "m" / "README.md").write_bytes("# modèle\n".encode("latin-1"))  # a card of one's own
+        i2sb_lib.load_pretrained(tmp_path / "m", "cpu").save_pretrained(tmp_path / "n")
+        card = (tmp_path / "n" / "README.md").read_text(encoding="utf-8")
+        assert card.startswith("---\nlibrary_name: i2sb-lib\n")
+        assert card.endswith("---\n\n# mod\ufffdle\n")
         again = Pretrained.from_pretrained(tmp_path / "m")
         assert again.record == model.record
         x = torch.zeros(1, 3, 8, 8)
