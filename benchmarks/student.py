@@ -27,6 +27,7 @@ from i2sb_lib.batches import Batches
 from i2sb_lib.checkpoints import load_pretrained
 from i2sb_lib.config import TrainConfig, config_hash, create_pair_maker, stream
 from i2sb_lib.data import fingerprint, load_images
+from i2sb_lib.degradations import Degradation
 from i2sb_lib.denoiser import Denoiser
 from i2sb_lib.devices import auto_precision, device_name
 from i2sb_lib.evaluation import calibration, evaluate
@@ -37,15 +38,26 @@ from i2sb_lib.samplers import generators, sample
 from i2sb_lib.training import Trainer
 
 PART, SAVE_EVERY = 64, 200  # images at a time, and steps
-HIGH, OTHER = (
-    2**30,
-    2**20,
-)  # where the seeds of the rows begin, above those of the training, and their distance
+HIGH, OTHER = 2**30, 2**20  # where the rows' seeds begin, above those of the training, and their distance
+DAMAGE = 2**40  # where the seeds of what is random in x1 begin
 
 
 def noises(places: list[int], like: Tensor) -> Tensor:
     """z (N, C, H, W) of the images at these places, in whatever order and company."""
     return torch.stack([torch.randn(like.shape[1:], generator=g) for g in generators(places, len(places))])
+
+
+def damaged(degrade: Degradation, clean: Tensor, places: list[int]) -> Tensor:
+    """x1 of the images at these places: its noise is theirs, in the walk as in the training."""
+    return degrade(to_float(clean), generators([DAMAGE + k for k in places], len(places)))
+
+
+def begin(work: Path, how: dict[str, Any]) -> None:
+    """Note what the walks in `work` are of; SystemExit where it holds others."""
+    file = work / "walks.json"
+    if file.exists() and (there := json.loads(file.read_text())) != how:
+        raise SystemExit(f"{work}: expected walks of {how}, got those of {there}: give another --work")
+    atomic_write(file, lambda p: p.write_text(json.dumps(how) + "\n"))
 
 
 class Student(Denoiser):
@@ -71,7 +83,7 @@ class Walks(Batches):
     def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         generator = torch.Generator().manual_seed(stream(self.config.seed, step))
         places = self.places[self.indices(step)]
-        x1 = self.degrade(to_float(self.images[places]), None)
+        x1 = damaged(self.degrade, self.images[places], places.tolist())
         end, z = to_float(self.ends[places]), noises(places.tolist(), x1)
         flip = torch.rand(len(places), 1, 1, 1, generator=generator) < 0.5
         end, x1, z = (torch.where(flip, x.flip(-1), x).to(self.device) for x in (end, x1, z))
@@ -131,14 +143,14 @@ def answers(student: Student, x1: Tensor, first: float, seeds: list[int]) -> Ten
     return torch.cat(out).clamp(-1, 1).cpu()
 
 
-def targets(teacher: Denoiser, clean: Tensor, degrade: Any, times: Tensor, file: Path) -> Tensor:
+def targets(teacher: Denoiser, clean: Tensor, degrade: Degradation, times: Tensor, file: Path) -> Tensor:
     """The ends of all training walks as uint8, in `file`, a part at a time."""
     parts = torch.load(file, weights_only=True) if file.exists() else []
     todo = range(len(parts), -(-len(clean) // PART))
     for k in progress(todo, desc="walks", unit="parts", show=True):
-        places = range(k * PART, min(len(clean), (k + 1) * PART))
-        x1 = degrade(to_float(clean[places.start : places.stop]), None)
-        parts.append(to_uint8(walk(teacher, x1, times, list(places))))
+        places = list(range(len(clean)))[k * PART : (k + 1) * PART]
+        x1 = damaged(degrade, clean[places], places)
+        parts.append(to_uint8(walk(teacher, x1, times, places)))
         if k % 20 == 0 or k == todo[-1]:
             atomic_write(file, lambda p: torch.save(parts, p))
     return torch.cat(parts)
@@ -167,9 +179,10 @@ def main() -> None:
     first = float(times[1])
     degrade = create_pair_maker(how)
     args.work.mkdir(parents=True, exist_ok=True)
-    ends = targets(
-        teacher, load_images(args.train, "train", how["size"]), degrade, times, args.work / "ends.pt"
-    )
+    images = load_images(args.train, "train", how["size"])
+    said = {k: getattr(args, k) for k in ("teacher", "nfe", "power")}
+    begin(args.work, said | {"fingerprint": fingerprint(images)})
+    ends = targets(teacher, images, degrade, times, args.work / "ends.pt")
 
     own = {"data": args.train, "out": str(args.work / "weights"), "steps": args.steps, "lr": args.lr}
     fields = {f.name for f in dataclasses.fields(TrainConfig)}
@@ -186,7 +199,8 @@ def main() -> None:
 
     clean = load_images(args.data, None, how["size"])[: args.limit]
     x0 = to_float(clean)
-    x1 = degrade(x0, None)
+    seeds = [HIGH + i for i in range(len(x0))]
+    x1 = damaged(degrade, clean, seeds)
     record: dict[str, Any] = {
         "data": {"source": Path(args.data).name, "images": len(x0), "fingerprint": fingerprint(clean)},
         "seed": 0,
@@ -203,7 +217,6 @@ def main() -> None:
         f"teacher, {args.nfe} calls": lambda y, seeds: walk(teacher, y, times, seeds),
         "student": lambda y, seeds: answers(student, y, first, seeds),
     }
-    seeds = [HIGH + i for i in range(len(x0))]
     few = slice(args.spread)
     aim = walk(teacher, x1[few], times, seeds[few])
     for row, restore in ways.items():
