@@ -1,6 +1,6 @@
 """From a finished run to a shipped model: weights, record, metrics on test photographs, card.
 
-    python benchmarks/ship.py runs/gpu/celeba64-deblur --test TEST [--nfe 1 2 5 10]
+    python benchmarks/ship.py runs/gpu/celeba64-deblur --test TEST [--calls 5 --sampler dbim --power 2]
 
 writes data/checkpoints/NAME (weights, model.json, README.md: the card) and data/runs/NAME (history,
 metrics, restored images), NAME being that of the run's folder. Every number in the card is read from
@@ -141,7 +141,12 @@ def walk(name: str, record: dict[str, Any]) -> str:
     """The walk that a model recommends, where that is another than ten calls of sde, and its row's values."""
     if "sampler" not in record:
         return ""
-    how = record["sampler"], record["nfe"], record["power"], record.get("consistency", 0.0)
+    how = (
+        *(
+            record.get(k, v)
+            for k, v in {"sampler": "sde", "nfe": 10, "power": 1.0, "consistency": 0.0}.items()
+        ),
+    )
     rows = json.loads(Path("data/runs/ladder/metrics.json").read_text())["results"]
     rows = [r for r in rows if r["row"].startswith(f"{name}:")]
     (row,) = (r for r in rows if (r["sampler"], r["nfe"], r["power"], r.get("lam", 0.0)) == how)
@@ -198,9 +203,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--test", help="clean test photographs")
-    parser.add_argument("--nfe", nargs="+", default=["1", "2", "5", "10"])
+    parser.add_argument("--nfe", nargs="+", help="1 2 5 10, or the one number that it takes, unless given")
     parser.add_argument("--of", help="what the training images are, where they were given in memory")
     parser.add_argument("--calls", type=int, help="network calls that the model recommends, if not ten")
+    parser.add_argument("--sampler", help="which it recommends, if not sde")
+    parser.add_argument("--power", type=float, help="of the times of that walk, if not 1")
+    parser.add_argument("--consistency", type=float, help="its weight of the measurement, if not 0")
     parser.add_argument("--least-change", type=float, help="grey levels below which a picture is left alone")
     parser.add_argument("--grey-stays", action="store_true", help="what has no colour comes back with none")
     parser.add_argument("--card", action="store_true")
@@ -213,11 +221,13 @@ def main() -> None:
         run = load_pretrained(args.run, "cpu")
         training = run.record["training"] | {"out": name} | ({"data": args.of} if args.of else {})
         said = {"nfe": args.calls, "least_change": args.least_change, "grey_stays": args.grey_stays}
+        said |= {k: getattr(args, k) for k in ("sampler", "power", "consistency")}
         record = run.record | {k: v for k, v in said.items() if v}
         record |= {"training": training, "config_hash": config_hash(training)}
         save_pretrained(shipped, run.denoiser, record)
         command = ["evaluate", "--checkpoint", str(shipped), "--data", args.test, "--out", str(out)]
-        i2sb([*command, "--nfe", *args.nfe, "--metrics", *METRICS])
+        calls = args.nfe or (["1"] if run.alone else ["1", "2", "5", "10"])
+        i2sb([*command, "--nfe", *calls, "--metrics", *METRICS])
         shutil.copy(args.run / "history.json", out / "history.json")
     text = card(name, json.loads((out / "metrics.json").read_text()))
     atomic_write(shipped / "README.md", lambda p: p.write_text(text))

@@ -325,6 +325,49 @@ def test_a_lesson_flips_x1_noise_and_end_together(tiny, tmp_path):
     assert lesson.step == 1
 
 
+def test_a_student_sees_the_noise_that_its_teacher_s_walk_went_from(tiny, tmp_path, monkeypatch):
+    module = script("student")
+    config = dataclasses.replace(tiny, cond_x1=True, noise=0.1, quantise=True, out=str(tmp_path / "s"))
+    teacher = Trainer(dataclasses.replace(config, out=str(tmp_path / "t"))).ema
+    lesson = module.Lesson(config, teacher, None, 0.5)
+    monkeypatch.setattr(module, "walk", lambda teacher, x1, times, seeds: x1)  # its end is where it began
+    how = teacher, lesson.batches.images, lesson.degrade, None, tmp_path / "ends.pt"
+    lesson.batches.ends = module.targets(*how)
+    end, x1, _, _ = lesson.batches(0)
+    assert torch.equal(end, x1.float())
+    assert torch.equal(module.targets(*how), lesson.batches.ends)  # from the file
+
+
+def test_walks_of_another_teacher_are_not_gone_on_with(tmp_path):
+    module = script("student")
+    for _ in range(2):
+        module.begin(tmp_path, {"nfe": 5})
+    with pytest.raises(SystemExit, match=r"expected walks of \{'nfe': 3\}, got those of \{'nfe': 5\}"):
+        module.begin(tmp_path, {"nfe": 3})
+
+
+def test_a_model_is_shipped_with_the_walk_that_it_recommends(run_folder, tmp_path, monkeypatch):
+    module, name, commands = script("ship"), run_folder.name, []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module, "i2sb", commands.append)
+    monkeypatch.setattr(module, "card", lambda name, metrics: "# card\n")
+    out = tmp_path / "data" / "runs" / name
+    out.mkdir(parents=True)
+    (out / "metrics.json").write_text("{}")
+    args = ["ship.py", str(run_folder), "--test", "embedded"]
+    monkeypatch.setattr(sys, "argv", [*args, "--calls", "5", "--sampler", "dbim", "--power", "2"])
+    module.main()
+    shipped = load_pretrained(tmp_path / "data" / "checkpoints" / name, "cpu")
+    times, sampler, lam = shipped.recommended()
+    assert torch.equal(times, torch.linspace(1, 0, 6, dtype=torch.float64) ** 2)
+    assert (sampler, lam) == ("dbim", 0.0)
+    monkeypatch.setattr(Pretrained, "alone", True)  # as of a student
+    monkeypatch.setattr(sys, "argv", args)
+    module.main()
+    rows = [c[c.index("--nfe") + 1 : c.index("--metrics")] for c in commands]
+    assert rows == [["1", "2", "5", "10"], ["1"]]
+
+
 def test_a_posterior_sampler_knows_its_error_and_keeps_what_was_seen():
     module, v = script("posterior"), 0.01
     bridge = Bridge.diffusion()
