@@ -141,12 +141,7 @@ def walk(name: str, record: dict[str, Any]) -> str:
     """The walk that a model recommends, where that is another than ten calls of sde, and its row's values."""
     if "sampler" not in record:
         return ""
-    how = (
-        *(
-            record.get(k, v)
-            for k, v in {"sampler": "sde", "nfe": 10, "power": 1.0, "consistency": 0.0}.items()
-        ),
-    )
+    how = record["sampler"], record.get("nfe", 10), record.get("power", 1.0), record.get("consistency", 0.0)
     rows = json.loads(Path("data/runs/ladder/metrics.json").read_text())["results"]
     rows = [r for r in rows if r["row"].startswith(f"{name}:")]
     (row,) = (r for r in rows if (r["sampler"], r["nfe"], r["power"], r.get("lam", 0.0)) == how)

@@ -109,8 +109,8 @@ class Denoiser(nn.Module):
     net: the network F where config.network is "custom", any module called as net(planes, t) with planes
     (B, P, H, W) and t (B,) that gives (B, Q, H, W); P is `planes`, Q `outputs`, and H and W are multiples
     of its attribute `stride`, where it has one. Raises ValueError for an unknown prediction, moments of no
-    possible pair, a network of one's own that is not given, and a Tikhonov guess that cannot be had:
-    without `cond_x1`, or of a degradation that is not separable.
+    possible pair, a network of one's own that is not given, and a guess that cannot be had: without
+    `cond_x1`, two at once, or Tikhonov's of a degradation that is not separable.
     """
 
     def __init__(self, config: ModelConfig, net: nn.Module | None = None) -> None:
