@@ -134,7 +134,7 @@ class Evaluate:
 
     def run(self) -> None:
         metrics, how = check_metrics(self.metrics), dict[str, Any]()
-        for name in ("out", "samplers", "metrics"):
+        for name in ("out", "nfe", "samplers", "metrics"):
             if getattr(self, name) in ("", ()):
                 raise ValueError(f"expected something as {name}, got nothing")
         if self.limit is not None and self.limit < 1:
@@ -142,11 +142,8 @@ class Evaluate:
         model = load_pretrained(self.checkpoint, self.device)
         training = _training(model)
         calls = ((1,) if model.alone else (1, 10)) if self.nfe is None else self.nfe
-        if min(calls, default=0) < 1 or (model.alone and set(calls) != {1}):
-            kind = "1: a student or a regression" if model.alone else "at least 1"
-            raise ValueError(f"expected nfe of {kind}, got {calls}")
-        for n in calls:
-            model.recommended(n, None, self.power, self.consistency)
+        for n, name in itertools.product(calls, self.samplers):
+            model.recommended(n, name, self.power, self.consistency)
         degrade = None if self.degraded else create_pair_maker(training)
         if self.out is not None:
             out = Path(self.out)

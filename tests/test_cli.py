@@ -19,12 +19,13 @@ from PIL import Image, ImageFilter
 import i2sb_lib
 from i2sb_lib import cli, folders
 from i2sb_lib import training as loop
-from i2sb_lib.checkpoints import Pretrained, load_pretrained
+from i2sb_lib.checkpoints import Pretrained, load_pretrained, save_pretrained
 from i2sb_lib.cli import COMMANDS, main
 from i2sb_lib.config import PRESETS, TrainConfig, config_hash, learning_rate
 from i2sb_lib.console import plain_console
 from i2sb_lib.data import fingerprint, load_images
 from i2sb_lib.degradations import create_degradation
+from i2sb_lib.denoiser import Denoiser, ModelConfig
 from i2sb_lib.faults import Notice
 from i2sb_lib.folders import seed_of
 from i2sb_lib.images import to_float, to_tensor, to_uint8
@@ -242,9 +243,23 @@ def test_an_empty_name_is_refused(command, run_folder, photos, tmp_path, monkeyp
     assert {f: f.read_bytes() for f in Path().iterdir()} == before
 
 
+def test_a_walk_that_cannot_be_is_the_flag_s_fault_and_told_before_a_picture_is_read(run_folder, tmp_path):
+    record = load_pretrained(run_folder).record
+    for process, flag, words in (
+        ("diffusion", "ode", "ode is the limit of a bridge"),
+        ("regression", "sde", "a regression restores in one network call (nfe 1, power 1), got nfe=2"),
+    ):
+        save_pretrained(tmp_path / process, Denoiser(ModelConfig("unet-tiny", process=process)), record)
+        given = "--checkpoint", tmp_path / process, "--nfe", "2"
+        said = message_of("evaluate", *given, "--samplers", flag, "--data", tmp_path / "absent")
+        assert said.startswith(f"i2sb: {words}")
+        assert message_of("restore", tmp_path, tmp_path / "out", *given, "--sampler", flag) == said
+
+
 def test_evaluate_refuses_before_it_works(run_folder, photos, tmp_path, capsys, monkeypatch):
     base = ("evaluate", "--checkpoint", run_folder, "--out", tmp_path / "e", "--data", tmp_path / "absent")
-    assert "nfe of at least 1, got (0,)" in message_of(*base, "--nfe", "0")
+    assert "at least one, and power > 0, both up to 10^6, got n=0" in message_of(*base, "--nfe", "0")
+    assert "something as nfe, got nothing" in message_of(*base, "--nfe")
     assert "limit of at least 1" in message_of(*base, "--limit", "-1")
     assert "metrics among" in message_of(*base, "--metrics", "psnr", "beauty")
     assert "something as metrics, got nothing" in message_of(*base, "--metrics")
