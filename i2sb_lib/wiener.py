@@ -106,7 +106,8 @@ def _most_likely(x: Tensor, mirrored: Tensor) -> tuple[Tensor, Tensor]:
     seen = torch.where(mirrored[:, None, None, None], x, (x - level) * window)
     # the power of the components of an orthonormal basis, gathered into cells
     ends = [torch.where(torch.arange(n) % (n - 1) == 0, 0.5, 1.0) for n in (h, w)]
-    power = _cosines(seen).square().mean(1) * (ends[0][:, None] * ends[1]).to(x) / (4 * (h - 1) * (w - 1))
+    power = torch.stack([_cosines(plane)[:, 0].square() for plane in seen.split(1, 1)]).mean(0)
+    power = power * (ends[0][:, None] * ends[1]).to(x) / (4 * (h - 1) * (w - 1))
     used = (_length(h, w) > SLOWEST).to(x)
     at = [(torch.arange(n) * CELLS // (n - 1)).clamp(max=CELLS - 1) for n in (h, w)]
     into = [F.one_hot(cell, CELLS).to(x) for cell in at]
@@ -142,7 +143,8 @@ def blind_wiener(x1: Tensor) -> Tensor:
             power = omega ** -g[:, None, None]
             noise = torch.maximum(rho, least**2 / a)[:, None, None]
             gain = k * power / (k**2 * power + noise)
-            return _cosines(_cosines(y) * gain[:, None]) / (4 * (high - 1) * (wide - 1))
+            gain = gain[:, None] / (4 * (high - 1) * (wide - 1))
+            return torch.cat([_cosines(_cosines(plane) * gain) for plane in y.split(1, 1)], 1)  # for memory
 
         cut = filtered(_continued(x), 2 * ROUNDING)
         top, left = ((n - m) // 2 for n, m in zip(cut.shape[-2:], (h, w), strict=True))
