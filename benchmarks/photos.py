@@ -8,8 +8,9 @@
 `train` shows `Mixture` to a network on CROPS crops of 64 x 64 pixels of each scene and about as many faces;
 it starts from the weights of the blind model of faces, with moments of its own, and goes on from a state
 that is there. With --init a second training starts from the first's weights, with the larger batches of a
-GPU. `measure` degrades pictures in one known way at a time, cell by cell, and compares what goes in with
-what comes out, which should not be worse. `threshold` says what it is worth, on training pictures, to leave
+GPU, and with --wiener a third from those of the second, which sees Wiener's guess, too. `measure` degrades
+pictures in one known way at a time, cell by cell, and compares what goes in with what comes out, which should
+not be worse. `threshold` says what it is worth, on training pictures, to leave
 as it was what one call changes by less than so many grey levels: the record's `least_change`.
 `whole` restores whole photographs of scenes, blurred and noisy, beside methods that are told the blur.
 Cells that are measured are skipped.
