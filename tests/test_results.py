@@ -81,6 +81,15 @@ def test_the_readme_states_what_the_default_does_to_whole_scenes():
     assert f"was tuned, {c:.1f} and {d:.2f}." in text
 
 
+def test_the_readme_states_the_recorded_speed():
+    text = " ".join((ROOT / "README.md").read_text().split())
+    walks = {r["walk"]: r for r in run("benchmarks/restoring")["results"]["walks"]["walks"]}
+    ours, student = (walks[k]["times_as_fast_as"]["report, 100"] for k in ("ours", "student"))
+    assert f"is {ours:.0f} times as fast as the report's hundred steps" in text
+    assert f"the student {student:.0f} times" in text
+    assert walks["ours"]["lpips"] < walks["published"]["lpips"]
+
+
 def test_an_altered_digit_is_noticed():
     row = run(FLAGSHIP)["results"][1]
     head, cells = "| I²SB | 1 |", f" {' | '.join(recorded(row))} |"
