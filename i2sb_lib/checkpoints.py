@@ -61,7 +61,9 @@ class Pretrained(Restorer, ModelHubMixin, library_name="i2sb-lib", tags=["image-
         """The card that lies beside the weights, or what the run's record says."""
         card, record = self.folder / "README.md", json.dumps(self.record, indent=1)
         said = f"{self.denoiser!r}\n\nRestores with `i2sb_lib.load_pretrained`. Its training:"
-        text = card.read_text("utf-8", "replace") if card.exists() else f"{said}\n\n```json\n{record}\n```\n"
+        text = f"{said}\n\n```json\n{record}\n```\n"
+        if card.exists():
+            text = card.read_text(encoding="utf-8", errors="replace")
         data = ModelCardData(library_name="i2sb-lib", tags=["image-to-image"], pipeline_tag="image-to-image")
         return ModelCard(text if text.startswith("---\n") else f"---\n{data.to_yaml()}\n---\n\n{text}")
 
