@@ -7,18 +7,14 @@ Each walk free and corrected towards the input with several weights; the model's
 """
 
 import argparse
-import json
 from pathlib import Path
-from typing import Any
 
 import torch
+from records import head, numbers, save
 
 from i2sb_lib.checkpoints import load_pretrained
-from i2sb_lib.config import config_hash, create_pair_maker
-from i2sb_lib.data import fingerprint, load_images
-from i2sb_lib.devices import device_name
-from i2sb_lib.evaluation import evaluate
-from i2sb_lib.files import atomic_write, git_commit
+from i2sb_lib.config import create_pair_maker
+from i2sb_lib.data import load_images
 from i2sb_lib.images import quantise, to_float
 
 WALKS = [("sde", 1, 1.0), ("sde", 10, 1.0), ("dbim", 5, 2.0), ("dbim", 3, 2.0)]
@@ -42,27 +38,15 @@ def main() -> None:
     x0 = to_float(held)
     x1 = quantise(create_pair_maker(how)(x0, torch.Generator().manual_seed(2**31))).float()
     config = {"model": args.model, "walks": WALKS, "weights": WEIGHTS}
-    record: dict[str, Any] = {
-        "data": {"source": Path(args.data).name, "images": len(x0), "fingerprint": fingerprint(held)},
-        "seed": 0,
-        "device": device_name(model.device),
-        "git_commit": git_commit(),
-        "config": config,
-        "config_hash": config_hash(config),
-        "results": [],
-    }
+    record = head(args.data, held, config, model.device)
     for sampler, nfe, power in WALKS:
         for lam in WEIGHTS:
             x = model.restore(x1, nfe, sampler, power=power, consistency=lam)  # type: ignore[arg-type]
-            values = {
-                k: {n: round(getattr(m, n), 6) for n in ("value", "low", "high")}
-                for k, m in evaluate(x, x0, args.metrics).items()
-            }
+            values = numbers(x, x0, args.metrics)
             record["results"].append({"sampler": sampler, "nfe": nfe, "power": power, "lam": lam, **values})
             said = {k: v["value"] for k, v in values.items()}
             print(f"{sampler:5s} {nfe:3d} calls, power {power:g}, weight {lam:g}", said, flush=True)
-    args.out.mkdir(parents=True, exist_ok=True)
-    atomic_write(args.out / "metrics.json", lambda p: p.write_text(json.dumps(record, indent=1) + "\n"))
+    save(args.out, record)
 
 
 if __name__ == "__main__":

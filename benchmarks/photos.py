@@ -5,10 +5,7 @@
     python benchmarks/photos.py threshold --faces PATH --scenes PATH [--checkpoint photos-robust]
     python benchmarks/photos.py whole --scenes PATH [--checkpoint photos-robust]
 
-`train` shows `Mixture` to a network on CROPS crops of 64 x 64 pixels of each scene and about as many faces;
-it starts from the weights of the blind model of faces, with moments of its own, and goes on from a state
-that is there. With --init a second training starts from the first's weights, with the larger batches of a
-GPU, and with --wiener a third from those of the second, which sees Wiener's guess, too. `measure` degrades
+`train` is `photos_training`. `measure` degrades
 pictures in one known way at a time, cell by cell, and compares what goes in with what comes out, which should
 not be worse. `threshold` says what it is worth, on training pictures, to leave
 as it was what one call changes by less than so many grey levels: the record's `least_change`.
@@ -24,32 +21,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from captured import side_by_side
+from photos_training import learn
 from torch import Tensor
 
-from i2sb_lib.batches import Batches
 from i2sb_lib.checkpoints import Pretrained, load_pretrained
-from i2sb_lib.config import TrainConfig, config_hash, stream
+from i2sb_lib.config import config_hash
 from i2sb_lib.data import embedded_photographs, fingerprint, load_images
 from i2sb_lib.degradations import Compose, Degradation, GaussianBlur, Quantise, create_degradation
-from i2sb_lib.denoiser import Denoiser
 from i2sb_lib.devices import device_name
 from i2sb_lib.evaluation import bootstrap, evaluate
 from i2sb_lib.files import atomic_write, git_commit
 from i2sb_lib.images import psnr, quantise, to_float, to_tensor, to_uint8
 from i2sb_lib.progress import progress
 from i2sb_lib.sources import open_source
-from i2sb_lib.training import Trainer
-
-CROPS, CUT = 48, 48
-RECIPE: dict[str, Any] = {
-    "network": "unet-small", "degradation": "mixture", "beta_min": 0.7089, "beta_max": 2.1266,
-    "damage_floor": 8.0, "steps": 1600, "batch_size": 16, "lr": 2e-3, "warmup": 60, "save_every": 50,
-    "eval_every": 10**6, "init": "celeba64-deblur-blind",
-}  # fmt: skip
-# With Wiener's guess: from the weights of the second, which the guess is shown in addition
-THIRD: dict[str, Any] = {"wiener": True, "steps": 6000, "lr": 8e-4, "warmup": 100, "damage_floor": 4.0}
-SECOND: dict[str, Any] = {"steps": 1285, "batch_size": 128, "lr": 1.5e-3, "warmup": 300, "ema": 0.9995}
 
 
 def cells() -> dict[str, Degradation]:
@@ -64,53 +48,6 @@ def cells() -> dict[str, Degradation]:
     both = create_degradation(blur, kernel_size=17, sigma=1.5, noise=0.02, **q)
     found |= {"blur 1.5, noise 0.02, JPEG 60": Compose((both, create_degradation("jpeg", quality=60)))}
     return found | {"mixture": create_degradation("mixture")}
-
-
-class Cut(Batches):
-    """Every other batch is a part of CUT x CUT pixels, whose blur came from beyond its borders."""
-
-    def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        x0, x1, t, noise = super().__call__(step)
-        if step % 2:
-            seed = torch.Generator().manual_seed(stream(self.config.seed + 1, step))
-            y, x = torch.randint(x0.shape[-1] - CUT + 1, (2,), generator=seed).tolist()
-            x0, x1, noise = (v[..., y : y + CUT, x : x + CUT].contiguous() for v in (x0, x1, noise))
-        return x0, x1, t, noise
-
-
-class Run(Trainer):
-    """A training that starts from the weights of `init`, but has the moments of its own pairs.
-
-    What `init` has not, planes that go in and one that comes out, is begun with weights of zero.
-    """
-
-    def __init__(self, config: TrainConfig, resume: bool, images: Tensor) -> None:
-        super().__init__(config, resume, images=images)
-        if config.wiener:
-            b = self.batches
-            self.batches = Cut(b.images, b.degrade, config, None, b.places, self.device)
-
-    def _build(self) -> Denoiser:
-        init, self.init = self.init, None
-        model = super()._build()
-        weights, own = load_pretrained(init, "cpu").denoiser.state_dict(), model.state_dict()
-        for name, old in weights.items():
-            if old.shape != own[name].shape:
-                weights[name] = torch.zeros_like(own[name])
-                weights[name][tuple(slice(n) for n in old.shape)] = old
-        model.load_state_dict(weights)
-        return model
-
-
-def learn(args: argparse.Namespace) -> None:
-    scenes = load_images(args.scenes, "train", 64, crops=CROPS)
-    images = torch.cat([scenes, load_images(args.faces, "train", 64)])
-    more = THIRD if args.wiener else SECOND
-    recipe = RECIPE | (more | {"init": args.init} if args.init else {})
-    config = TrainConfig(**recipe, out=str(args.out))
-    run = Run(config, (args.out / "state.pt").exists(), images)
-    with progress(total=config.steps, initial=run.step, desc="training", unit="steps", show=True) as bar:
-        side_by_side([run], config.save_every, lambda run, line: bar.update(run.step - bar.n))
 
 
 def change(model: Pretrained, x0: Tensor, x1: Tensor, nfe: int) -> dict[str, Any]:

@@ -8,23 +8,18 @@ that `estimate_sigma` reads off each picture, told the true one, and the default
 """
 
 import argparse
-import json
 import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
+from records import head, numbers, save
 from torch import Tensor
 
 from i2sb_lib.checkpoints import Pretrained, load_pretrained
-from i2sb_lib.config import config_hash
-from i2sb_lib.data import fingerprint, load_images
+from i2sb_lib.data import load_images
 from i2sb_lib.degradations import create_degradation
-from i2sb_lib.devices import device_name
 from i2sb_lib.estimation import estimate_sigma
-from i2sb_lib.evaluation import evaluate
 from i2sb_lib.faults import Notice
-from i2sb_lib.files import atomic_write, git_commit
 from i2sb_lib.images import quantise, to_float
 
 MODEL, SIGMAS = "celeba64-deblur", [0.5 + 0.25 * k for k in range(11)]
@@ -53,15 +48,7 @@ def main() -> None:
     aware, blind = load_pretrained(MODEL), load_pretrained()
     clean = load_images(args.data, None, 64)[: args.limit]
     x0, config = to_float(clean), {"model": MODEL, "sigmas": args.sigmas, "noises": NOISES, "nfe": 1}
-    record: dict[str, Any] = {
-        "data": {"source": Path(args.data).name, "images": len(x0), "fingerprint": fingerprint(clean)},
-        "seed": 0,
-        "device": device_name(aware.device),
-        "git_commit": git_commit(),
-        "config": config,
-        "config_hash": config_hash(config),
-        "results": [],
-    }
+    record = head(args.data, clean, config, aware.device)
     warnings.simplefilter("ignore", Notice)  # that the pictures cannot have been blurred so
     for after, noise in NOISES.items():
         for sigma in args.sigmas:
@@ -76,16 +63,12 @@ def main() -> None:
                 "told the truth": told(aware, x1, torch.full_like(found, sigma)),
             }
             for way, x in ways.items():
-                values = {
-                    k: {n: round(getattr(m, n), 6) for n in ("value", "low", "high")}
-                    for k, m in evaluate(x, x0, args.metrics).items()
-                }
+                values = numbers(x, x0, args.metrics)
                 record["results"].append({"after": after, "sigma": sigma, "way": way, **values})
                 print(
                     f"{after:12s} {sigma:5} {way:18s}", {k: v["value"] for k, v in values.items()}, flush=True
                 )
-    args.out.mkdir(parents=True, exist_ok=True)
-    atomic_write(args.out / "metrics.json", lambda p: p.write_text(json.dumps(record, indent=1) + "\n"))
+    save(args.out, record)
 
 
 if __name__ == "__main__":

@@ -145,7 +145,7 @@ _store: OrderedDict[Any, tuple[Tensor, ...]] = OrderedDict()
 _lock = threading.Lock()
 
 
-def _kept(make: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+def kept(make: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
     """Remember what `make` gives, the least recently used going first where it is over KEPT_BYTES in all."""
 
     def recall(*key: Any) -> tuple[Tensor, ...]:
@@ -168,7 +168,7 @@ def _kept(make: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor
     return remembered
 
 
-@_kept
+@kept
 def _whole(op: Separable, n: int) -> tuple[Tensor, ...]:
     """The matrix itself; ValueError where it is too large to be held."""
     if n > SIDE:
@@ -176,12 +176,12 @@ def _whole(op: Separable, n: int) -> tuple[Tensor, ...]:
     return (op.matrix(n),)
 
 
-@_kept
+@kept
 def _on_device(op: Separable, n: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
     return (op.matrix(n).to(dtype).to(device),)
 
 
-@_kept
+@kept
 def _bands(op: Separable, n: int, dtype: torch.dtype, adjoint: bool) -> tuple[Tensor, ...]:
     """ROWS of A or A^T at a time without the zeros at both sides, after the places where the blocks begin."""
     starts, blocks = [], list[Tensor]()
@@ -208,7 +208,7 @@ def _unfold(x: Tensor, dim: int) -> Tensor:
     return torch.cat([(even + odd) * 0.5**0.5, middle, ((even - odd) * 0.5**0.5).flip(dim)], dim)
 
 
-@_kept
+@kept
 def _factors(op: Separable, n: int, device: torch.device) -> tuple[Tensor, ...]:
     """U, S and V^T of A = U S V^T, or of its even and then its odd part.
 

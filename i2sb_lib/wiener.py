@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from i2sb_lib.blurs import GaussianBlur
-from i2sb_lib.operators import _kept
+from i2sb_lib.operators import kept
 
 REACHES = (3, 4, 5, 6, 8)  # pixels where a kernel ends; a narrow one has ended before
 KERNELS = [
@@ -54,7 +54,7 @@ def _responses(omega: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-@_kept
+@kept
 def _table(device: torch.device) -> tuple[Tensor, Tensor]:
     """log S / a and a / S, each (G R K, CELLS^2), of all exponents, noises and kernels, in cells' middles."""
     omega = math.pi * (torch.arange(CELLS, dtype=torch.float64) + 0.5) / CELLS
@@ -64,7 +64,7 @@ def _table(device: torch.device) -> tuple[Tensor, Tensor]:
     return table.log().float().to(device), (1 / table).float().to(device)
 
 
-@_kept
+@kept
 def _sides(h: int, w: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """The kernels' responses at the sides' frequencies, (K, h) and (K, w), and |omega| (h, w)."""
     of = *(_responses(_frequencies(n)) for n in (h, w)), _length(h, w).clamp(min=SLOWEST)
@@ -119,10 +119,11 @@ def _most_likely(x: Tensor, mirrored: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def blind_wiener(x1: Tensor) -> Tensor:
-    """g (B, C, H, W) in [-1, 1], a guess of x0 from x1 alone, which nobody says anything about.
+    """The posterior mean above, (B, C, H, W) in [-1, 1]: a guess of x0 from x1 alone.
 
-    x1: floats of that shape, in [-1, 1]; a side under 16 pixels tells too little, and x1 itself comes back.
-    It takes every blur for a Gaussian one, and borders for cut unless they are mirrored.
+    x1: floats of that shape, in [-1, 1]; a side under 16 pixels tells too
+    little, and x1 itself comes back. Every blur is taken for a Gaussian one, and borders for cut unless
+    they are mirrored. Nothing is checked or refused: `restore` does that.
     """
     h, w = x1.shape[-2:]
     if min(h, w) < LEAST:
