@@ -46,17 +46,12 @@ class Captured:
                 module.__class__ = Norm
         self.weights, self.slow = list(run.model.parameters()), list(run.ema.parameters())
         self.rate, self.decay = torch.zeros(2, device=run.device).unbind()
-        self.batch = self._batch()
+        self.batch = run.batch()
         self.seen = [part.clone() for part in self.batch]
         if self.cuda:
             Captured.side = Captured.side or torch.cuda.Stream(priority=-1)
             self.stream = torch.cuda.Stream()
             self._capture()
-
-    def _batch(self) -> tuple[Tensor, ...]:
-        x0, x1, t, noise = self.run.batches(self.run.step)
-        with torch.no_grad():
-            return x0, x1, t, noise, self.run.model.guess(x1)
 
     def _work(self) -> Tensor:
         """One step on `seen`, at the rate and with the decay that stand in their tensors; its loss."""
@@ -107,13 +102,13 @@ class Captured:
             for group in run.optimizer.param_groups:
                 group["lr"] = rate
             self.decay.fill_(decay)
-            self.seen = list(self._batch())
+            self.seen = list(run.batch())
             run.pending.append(self._work())
         else:
             assert self.side is not None
             with torch.cuda.stream(self.side):
                 self.side.wait_event(self.used)  # then the last batch's memory is free
-                self.batch = self._batch()
+                self.batch = run.batch()
                 made = self.side.record_event()
             with torch.cuda.stream(self.stream):
                 self.stream.wait_event(made)

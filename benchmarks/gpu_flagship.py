@@ -3,9 +3,9 @@
 One call does what its minutes allow: it takes up the first unfinished model where it stands (states are
 in --work and resume exactly), trains until the budget of the model or of the call is used, evaluates a
 model that is trained on --test, and packs what there is, finished or not, into parts of at most 15 MiB in
---out. A model's length is set once, from the speed of its own first steps, so that it takes
---minutes-per-model, and stands in its state. LPIPS and FID need their weights in torch.hub's cache; a machine
-that lacks them names psnr and ssim, and `ship.py` measures the rest where the parts arrive.
+--out. A model takes --steps, or its length follows its speed, so that it takes --minutes-per-model, or ends
+with the call; it stands in its state. LPIPS and FID need their weights in torch.hub's cache; a machine that
+lacks them names psnr and ssim, and `ship.py` measures the rest where the parts arrive.
 
     python benchmarks/gpu_flagship.py --data PHOTOS --test TEST --work runs/gpu --out OUT --minutes 9
     python benchmarks/gpu_flagship.py --unpack OUT --work runs/gpu       # where the parts arrive
@@ -26,16 +26,16 @@ from pathlib import Path
 
 import torch
 from captured import Captured
+from photos_second import RECIPE, create_run
 
-from i2sb_lib.cli import main as i2sb
 from i2sb_lib.config import PRESETS, TrainConfig
 from i2sb_lib.files import atomic_write
 from i2sb_lib.progress import progress
 from i2sb_lib.training import LOG_EVERY, Trainer
 
 MODELS = ["celeba64-deblur", "celeba64-deblur-blind", "celeba64-deblur-noisy", "celeba64-deblur-cunet"]
+ROBUST = "photos-robust"
 PART = 15 * 2**20
-TRIAL = 100  # first steps, of which the later four fifths are timed; the rate still warms up
 
 
 def small(config: TrainConfig) -> TrainConfig:
@@ -45,44 +45,54 @@ def small(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, network=network, compile=False, warmup=5, precision="no", **size)
 
 
-def wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def create(args: argparse.Namespace, name: str) -> Trainer:
+    """The run of a model, new or as it was left; its length is then the one that stands in its state."""
+    folder = args.work / name
+    config = dataclasses.replace(PRESETS[name], data=args.data, out=str(folder))
+    if name == ROBUST:
+        config = dataclasses.replace(config, **RECIPE)
+    config = small(config) if args.small else config
+    changes = {"steps": args.steps} if args.steps else {}
+    config = dataclasses.replace(config, **changes | json.loads(args.options))
+    if resume := (folder / "state.pt").exists():
+        steps = torch.load(folder / "state.pt", weights_only=True, mmap=True)["config"]["steps"]
+        config = dataclasses.replace(config, steps=steps)
+    return create_run(config, resume, args.data, args.scenes) if name == ROBUST else Trainer(config, resume)
 
 
-def learn(config: TrainConfig, minutes: float, end: float, trial: int) -> bool:
+def learn(run: Trainer, minutes: float | None, end: float, every: int) -> bool:
     """Train until the model is done or `end` has come, and save; whether it is done.
 
-    minutes: what a new training is to take; its steps are set by its own speed.
+    minutes: what the training is to take in all, for which its length follows its speed, `every` so many
+    steps anew; None for the steps that the run has.
     """
-    state = Path(config.out) / "state.pt"
-    if resume := state.exists():
-        steps = torch.load(state, weights_only=True, mmap=True)["config"]["steps"]
-        config = dataclasses.replace(config, steps=steps)
-    run = Trainer(config, resume)
-    if run.step == config.steps:
+    if run.step == run.config.steps:
         return True
     lane = Captured(run)
-    began, before = time.monotonic(), run.seconds
+    began, before, since = time.monotonic(), run.seconds, run.step
     mark = began
-    bar = progress(desc=Path(config.out).name, unit="steps", show=True, total=config.steps, initial=run.step)
+    bar = progress(desc=run.out.name, unit="steps", show=True, total=run.config.steps, initial=run.step)
+    sheets = 1 + 5 * run.step // run.config.steps
     while run.step < run.config.steps and time.monotonic() < end:
         lane.step()
         run.seconds = before + time.monotonic() - began
-        if not resume and run.step in (trial // 5, trial):
-            wait()
-            if run.step == trial:
-                each = (time.monotonic() - mark) / (trial - trial // 5)
-                run.config = dataclasses.replace(run.config, steps=max(trial, round(60 * minutes / each)))
-                bar.reset(run.config.steps)
-            mark = time.monotonic()
-        bar.update(run.step - bar.n)
-        if run.step % LOG_EVERY == 0:
+        if run.step % every == 0:
             with lane.still():
                 run.log()
-        if run.step % max(1, run.config.steps // 5) == 0:
+            now = time.monotonic()
+            if minutes is not None:
+                each = (now - mark) / (run.step - since)
+                left = min(60 * minutes - run.seconds, end - now)
+                run.config = dataclasses.replace(run.config, steps=run.step + max(0, round(left / each)))
+                bar.total = run.config.steps
+            mark, since = now, run.step
+        bar.update(run.step - bar.n)
+        if 5 * run.step >= sheets * run.config.steps:
+            sheets += 1
             with lane.still():
+                run.save()
                 print(run.monitor(), file=sys.stderr, flush=True)
+            mark, since = time.monotonic(), run.step
     bar.close()
     with lane.still():
         if run.pending:
@@ -125,7 +135,11 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=9.0, help="of this call, in all")
     parser.add_argument("--minutes-per-model", type=float, default=6.0)
     parser.add_argument("--models", nargs="+", default=MODELS, choices=PRESETS)
-    parser.add_argument("--network", default=None, help="instead of the preset's")
+    parser.add_argument(
+        "--scenes", default="embedded", help="what photos-robust, its next generation, sees beside --data"
+    )
+    parser.add_argument("--steps", type=int, default=None, help="of a model, instead of its minutes")
+    parser.add_argument("--options", default="{}", help="what else differs from the preset, as JSON")
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--unpack", type=Path, default=None)
     args = parser.parse_args()
@@ -135,16 +149,15 @@ def main() -> None:
     end = time.monotonic() + 60 * args.minutes
     for name in args.models:
         folder = args.work / name
-        config = small(PRESETS[name]) if args.small else PRESETS[name]
-        config = dataclasses.replace(config, data=args.data, out=str(folder))
-        config = dataclasses.replace(config, network=args.network or config.network)
-        evaluated = (folder / "metrics.json").exists()
-        if evaluated or time.monotonic() > end:
+        if (folder / "metrics.json").exists() or time.monotonic() > end:
             continue
-        finished = learn(config, args.minutes_per_model, end, 5 if args.small else TRIAL)
+        minutes = None if args.steps else args.minutes_per_model
+        finished = learn(create(args, name), minutes, end, 2 if args.small else LOG_EVERY)
         print(json.dumps({"model": name, "finished": finished}), flush=True)
         if finished and args.test:
             command = ["evaluate", "--checkpoint", str(folder), "--data", args.test, "--out", str(folder)]
+            from i2sb_lib.cli import main as i2sb  # which a machine that only trains need not have
+
             i2sb([*command, "--nfe", *args.nfe, "--metrics", *args.metrics])
         pack(folder, args.out)
 

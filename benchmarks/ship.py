@@ -110,6 +110,8 @@ starts from that model's weights (`benchmarks/student.py`, `data/runs/student`) 
     "celeba64-deblur-blind": """ The length of the cosine decay was shortened twice while the run was
 under way (6,500, then 5,000, then 4,400 steps): repeating it from the configuration gives a slightly
 different model.""",
+    "celeba64-deblur-long": """ `benchmarks/gpu_flagship.py`
+trained it, one CUDA graph a step, beside another training on the same card.""",
     "celeba64-deblur-blind-full": """ A draft of `benchmarks/captured.py`
 trained it, one CUDA graph a step.""",
     "photos-robust": """ (`--init --wiener` for this, its third training; AdamW

@@ -2,7 +2,9 @@
 
     ours       `Trainer.optimise`, and its log line every 50 steps: images in memory, precision auto, averaged
                weights, clipped gradients. Not in it: saving, and the metrics along the way
+    captured   the same steps, each one CUDA graph (`captured.py`)
     compiled   the same with `compile`: on a GPU the first network, all of them with --compile-all
+    both       compiled and captured, for the networks that are compiled
     bare       forward, backward and optimiser of that network on one batch that stays; what ours takes over
                this is the loop's overhead
     report     the loop of [Zaytsev 2024, sec. 4]: float32, a DataLoader that decodes and resizes files, blur
@@ -41,6 +43,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from captured import Captured
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler
@@ -64,7 +67,8 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 PEAK = {"H100": 989e12, "H200": 989e12}  # dense bfloat16, as the maker states it
 SIDE, FILES, IMAGES = 256, 512, 2048  # of the peers' files, and how many images ours draws from
 STEPS = 1000  # of the peers' tables of the bridge
-PEERS = ("ours", "bare", "report", "published", "compiled")
+PEERS = ("ours", "captured", "bare", "report", "published", "compiled", "both")
+COMPILED = ("compiled", "both")
 
 
 def wait() -> None:
@@ -158,6 +162,18 @@ class Ours(Loop):
         self.run.optimise()
         if self.run.step % LOG_EVERY == 0:
             self.run.log()
+
+
+class Replayed(Ours):
+    def __init__(self, config: TrainConfig, images: Tensor, name: str) -> None:
+        super().__init__(config, images, name)
+        self.lane = Captured(self.run)
+
+    def step(self) -> None:
+        self.lane.step()
+        if self.run.step % LOG_EVERY == 0:
+            with self.lane.still():
+                self.run.log()
 
 
 class Bare(Loop):
@@ -281,7 +297,9 @@ def warmed(build: Callable[[], Loop]) -> tuple[Loop, dict[str, Any], float]:
     gc.collect()
     wait()
     before = torch.cuda.memory_allocated() if CUDA else 0
+    began = time.perf_counter()
     loop = build()
+    built = time.perf_counter() - began
     if CUDA:
         torch.cuda.reset_peak_memory_stats()
     with turn(loop):
@@ -289,8 +307,9 @@ def warmed(build: Callable[[], Loop]) -> tuple[Loop, dict[str, Any], float]:
         each = timed(loop, 1)
         each = timed(loop, max(1, min(10, int(0.2 / each)))) if each < 0.2 else each
     about: dict[str, Any] = {"precision": loop.precision, "workers": loop.workers}
-    if loop.name == "compiled":
-        about["compile_seconds"] = round(first - 3 * each, 1)
+    if loop.name in COMPILED:
+        began_with = built if loop.name == "both" else 0.0  # what is captured has run
+        about["compile_seconds"] = round(began_with + first - 3 * each, 1)
     if CUDA:
         about["peak_bytes"] = torch.cuda.max_memory_allocated() - before
     return loop, about, each
@@ -437,11 +456,14 @@ class Bench:
         return dataclasses.replace(own, network=network, out=str(self.scratch), compile=False, **how)
 
     def build(self, peer: str, config: TrainConfig, workers: int = 0) -> Loop:
-        if peer == "compiled":
+        if peer in COMPILED:
             dynamo: Any = torch._dynamo.config
             dynamo.cache_size_limit = 64  # one for each network and batch size
             dynamo.fail_on_recompile_limit_hit = True  # rather than go on without the compiler
-            return Ours(dataclasses.replace(config, compile=True), self.images, "compiled")
+            config = dataclasses.replace(config, compile=True)
+            return Replayed(config, self.images, peer) if peer == "both" else Ours(config, self.images, peer)
+        if peer == "captured":
+            return Replayed(config, self.images, peer)
         if peer in ("ours", "bare"):
             return {"ours": Ours, "bare": Bare}[peer](config, self.images)
         return {"report": Report, "published": Published}[peer](config, self.files, workers)
@@ -548,11 +570,11 @@ def main() -> None:
         bench.save()
         print(HEAD, flush=True)
         first, compiled = args.networks[0], args.networks[: None if args.compile_all else 1]
-        compiled = compiled if "compiled" in args.peers and (CUDA or args.compile_all) else []
+        compiled = compiled if set(COMPILED) & set(args.peers) and (CUDA or args.compile_all) else []
 
         def peers(network: str) -> None:
             for batch in args.batches:
-                chosen = [p for p in args.peers if network in compiled or p != "compiled"]
+                chosen = [p for p in args.peers if network in compiled or p not in COMPILED]
                 bench.compare(network, batch, chosen, args.seconds, "peers")
 
         def sweep(peer: str, sizes: list[int]) -> None:

@@ -118,6 +118,9 @@ PRESETS = {
     "embedded": TrainConfig(network="unet-tiny", tikhonov=1e-3, steps=200, batch_size=8, lr=2e-3, warmup=20),
     "celeba64-deblur": _full(tikhonov=2e-4),
     "celeba64-deblur-blind": _full(),
+    "celeba64-deblur-long": _full(
+        network="unet-small", tikhonov=2e-4, beta_min=0.7089, beta_max=2.1266, steps=5600, lr=2e-3, warmup=180
+    ),
     "celeba64-deblur-small": _small(tikhonov=2e-4),
     "celeba64-deblur-blind-small": _small(),
     "celeba64-deblur-noisy-small": _small(noise=0.05, tikhonov=5e-2),

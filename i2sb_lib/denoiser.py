@@ -49,7 +49,7 @@ CUSTOM = "custom"  # as the network: a module of one's own; as the degradation: 
 class Design:
     """What a model is before it has seen an image: what `ModelConfig` and `TrainConfig` share."""
 
-    network: str = "unet-small"  # cunet, unet-tiny, unet-small or unet-full; custom: a module of one's own
+    network: str = "unet-small"  # cunet, unet-tiny, -small, -medium or -full; custom: a module of one's own
     process: Process = "bridge"  # or the baselines regression (t = 1 alone) and diffusion from noise
     cond_x1: bool = True  # show x1 to the network at every t
     prediction: Prediction = "precond"  # what the network predicts: see i2sb_lib.denoiser

@@ -204,6 +204,7 @@ class CUNet(nn.Module):
 SIZES: dict[str, dict[str, Any]] = {
     "unet-tiny": {"channels": (16, 32, 48), "blocks": 1, "attention": ()},
     "unet-small": {"channels": (32, 64, 96, 96), "blocks": 2, "attention": (3,)},
+    "unet-medium": {"channels": (48, 96, 144, 144), "blocks": 2, "attention": (3,)},
     "unet-full": {"channels": (64, 128, 192, 192), "blocks": 2, "attention": (3,)},
 }
 
@@ -211,9 +212,9 @@ SIZES: dict[str, dict[str, Any]] = {
 def create_network(name: str, planes: int = 3, dropout: float = 0.0, out: int = 3) -> nn.Module:
     """Build a raw network, (B, planes, H, W) and t (B,) to (B, out, H, W), by name.
 
-    name: "cunet", "unet-tiny", "unet-small" or "unet-full". out: channels of an image. planes: as many
-    for x_t alone, and as many more for each image it is conditioned on. Raises ValueError for a name
-    that is not known, and for dropout with "cunet", which has none.
+    name: "cunet", "unet-tiny", "unet-small", "unet-medium" or "unet-full". out: channels of an image.
+    planes: as many for x_t alone, and as many more for each image it is conditioned on. Raises ValueError
+    for a name that is not known, and for dropout with "cunet", which has none.
     """
     if name == "cunet":
         if dropout:

@@ -40,7 +40,6 @@ from i2sb_lib.states import complete, read_state
 
 LOG_EVERY = 50
 CPU = torch.device("cpu")
-FUSED = ("cpu", "cuda")  # where AdamW is one kernel
 PARTS = ("model", "ema", "optimizer", "scaler")  # of a state: what has a state of its own,
 VALUES = ("step", "seconds", "history", "pending", "fingerprint")  # and what is written as it is
 
@@ -77,8 +76,7 @@ class Trainer:
             raise TrainingError(f"{self.out}: expected no {there[0]} there, which the run would replace")
         saved = read_state(self.out / "state.pt", config) if resume else None
         self.host = _host(config)
-        self.device = self.host.device
-        self.degrade = degrade
+        self.device, self.degrade = self.host.device, degrade
         with seeded(config.seed, CPU):
             check_network(Denoiser(self._model_config(), self.net), config)
         if config.compile:
@@ -101,7 +99,7 @@ class Trainer:
         with seeded(config.seed, CPU):
             self.model = self._build().place(self.device)
         self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
-        how = {"weight_decay": config.weight_decay, "fused": self.device.type in FUSED}
+        how = {"weight_decay": config.weight_decay, "fused": self.device.type in ("cpu", "cuda")}
         self.optimizer = torch.optim.AdamW(self.model.parameters(), config.lr, **how)  # type: ignore[arg-type]
         self.scaler = self.host.scaler
         self.step, self.seconds = 0, 0.0
@@ -163,7 +161,6 @@ class Trainer:
 
     def record(self) -> dict[str, Any]:
         """What a result needs to be traced: configuration, data, device, progress, speed."""
-        speed = self.step * self.config.batch_size / self.seconds if self.seconds else 0.0
         paths = {name: Path(getattr(self.config, name)).name for name in ("data", "degraded", "out", "init")}
         training = dataclasses.asdict(self.config) | paths
         return {
@@ -177,16 +174,20 @@ class Trainer:
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "step": self.step,
             "seconds": round(self.seconds, 1),
-            "images_per_second": round(speed, 1),
+            "images_per_second": round(self.step * self.config.batch_size / (self.seconds or math.inf), 1),
         }
+
+    @torch.no_grad()
+    def batch(self) -> tuple[Tensor, ...]:
+        """x0, x1, t, noise of the next step and the guess: apart from the network, which compiles as one."""
+        x0, x1, t, noise = self.batches(self.step)
+        return x0, x1, t, noise, self.model.guess(x1)
 
     def optimise(self) -> None:
         """One step of Algorithm 1; its loss waits in `pending`, so that no device is waited for."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.step)
-        x0, x1, t, noise = self.batches(self.step)
-        with torch.no_grad():  # apart from the network, so that it compiles as one graph
-            batch = x0, x1, t, noise, self.model.guess(x1)
+        batch = self.batch()
         with self.batches.dropout(self.step):
             loss = self.host.descend(self.wrapped, batch, self.optimizer, self.config.clip)
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
@@ -209,8 +210,8 @@ class Trainer:
 
     def log(self) -> dict[str, float]:
         """Move the pending losses to the history as one line: step, mean loss, learning rate."""
-        lr = learning_rate(self.config, self.step - 1)
-        self._note({"step": self.step, "loss": self._mean_loss(), "lr": lr})
+        rate = learning_rate(self.config, self.step - 1)
+        self._note({"step": self.step, "loss": self._mean_loss(), "lr": rate})
         self.pending = []
         return self.history[-1]
 
@@ -241,12 +242,11 @@ class Trainer:
 def train(config: TrainConfig, resume: bool = False, **own: Any) -> dict[str, Any]:
     """Run to `steps` or for `minutes`, whichever is first, and leave a state that resumes exactly.
 
-    own: see `i2sb_lib.train`; what was given to a run is given again to resume it.
-    Returns the run's record with "finished" and the last metrics. Raises TrainingError where a run cannot
-    start, resume or go on, or another is at work in `out`; what was saved stays as it was. SIGINT (Ctrl-C),
-    SIGTERM and SIGHUP end the step, save, say how to go on, and then do what they do elsewhere:
-    KeyboardInterrupt, exit with 143.
-    The host's random numbers, Accelerator and signal handlers are afterwards what they were.
+    own: see `i2sb_lib.train`; what was given to a run is given again to resume it. Returns the run's record
+    with "finished" and the last metrics. Raises TrainingError where a run cannot start, resume or go on, or
+    another is at work in `out`; what was saved stays as it was. SIGINT (Ctrl-C), SIGTERM and SIGHUP end the
+    step, save, say how to go on, and then do what they do elsewhere: KeyboardInterrupt, exit with 143. The
+    host's random numbers, Accelerator and signal handlers are afterwards what they were.
     Several processes, on GPUs or CPUs: `torchrun --nproc-per-node N -m i2sb_lib train …`, or on GPUs
     `accelerate launch`, which on CPUs starts one process only and is refused.
     """

@@ -172,7 +172,9 @@ def test_one_call_trains_evaluates_and_packs_and_another_has_nothing_to_do(tmp_p
     assert '"finished": true' in capsys.readouterr().out
     flagship.unpack(tmp_path / "out", tmp_path / "arrived")
     arrived = tmp_path / "arrived" / "celeba64-deblur"
-    assert json.loads((arrived / "model.json").read_text())["record"]["step"] == 5
+    assert (
+        json.loads((arrived / "model.json").read_text())["record"]["step"] == 2
+    )  # its time was out when it was asked
     assert [r["nfe"] for r in json.loads((arrived / "metrics.json").read_text())["results"]] == [0, 1]
     packed = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").iterdir()}
     flagship.main()
@@ -518,3 +520,67 @@ def test_the_third_training_of_the_robust_model_starts_where_the_second_ended(tm
     run.optimise()
     run.optimise()
     assert run.step == 2
+
+
+def robust(tmp_path, name, **changes):
+    """A training of the robust model with a tiny network, on embedded photographs."""
+    module, crops = script("photos_second"), load_images("embedded", "train", 64)[:24]
+    faces = load_images("embedded", "train", 64)[24:40]
+    draw = torch.Generator().manual_seed(0)
+    scenes = [torch.randint(0, 256, (3, 161, 200), generator=draw).byte() for _ in range(2)]
+    how = {"network": "unet-tiny", "steps": 2, "batch_size": 8, "holdout": 8, "progress": False}
+    recipe = module.RECIPE | how | {"out": str(tmp_path / name)} | changes
+    run = module.Run(TrainConfig(**recipe), False, faces, scenes, crops, 0, module.SECOND_MIX)
+    return module, run, (faces, scenes, crops)
+
+
+def test_the_robust_model_s_pairs_are_their_steps_own_whoever_makes_them(tmp_path):
+    from torch.utils.data import DataLoader
+
+    from i2sb_lib.wiener import blind_wiener
+
+    module, run, (_, scenes, _) = robust(tmp_path, "run")
+    pairs = run.feed._dataset if hasattr(run.feed, "_dataset") else None
+    assert pairs is not None
+    alone = [pairs.pairs(step) for step in range(4)]
+    for workers in (0, 2):
+        made = DataLoader(pairs, batch_size=None, num_workers=workers)
+        for ours, theirs in zip(alone, made, strict=False):
+            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert not torch.equal(alone[0][0], alone[1][0])
+    for x0, x1, guess in alone:
+        assert x0.shape == x1.shape == (8, 3, 64, 64)
+        assert x0.dtype == x1.dtype == torch.uint8
+        torch.testing.assert_close(guess.float(), blind_wiener(to_float(x1)), rtol=0, atol=1e-3)
+        # none is worn: the faces are whole, and not those that are held out
+        known = torch.cat([pairs.faces, pairs.faces.flip(-1)]).flatten(1)
+        assert all((known == x.flatten()).all(1).any() for x in x0[:3])
+        held = torch.cat([run.held, run.held.flip(-1)]).flatten(1)
+        assert not any((held == x.flatten()).all(1).any() for x in x0[:3])
+    with_grain = module.Pairs(pairs.faces, scenes, run.config, 0, module.MIX._replace(worn=1))
+    x0 = with_grain.pairs(0)[0]
+    assert not any((known == x.flatten()).all(1).any() for x in x0[:3])
+    # a piece is the scene's own unless it is shrunk
+    u = torch.tensor([0.0, 0.9, 0.25, 0.5])
+    piece = pairs._piece(64, u)
+    assert torch.equal(piece[0], to_float(scenes[0])[:, 24:88, 68:132])
+    assert with_grain._piece(64, u * 0.1).std() < 0.8 * piece.std()  # 1.82 times as much, shrunk
+
+
+def test_the_robust_model_s_second_training_goes_on_from_the_first_s_weights(tmp_path):
+    module, first, (faces, scenes, crops) = robust(tmp_path, "first")
+    before = [p.clone() for p in first.ema.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(first.batch(), first.batch(), strict=True))
+    x1 = first.batch()[1]
+    first.optimise()
+    assert not torch.equal(first.batch()[1], x1)
+    first.save()
+    resumed = module.Run(first.config, True, faces, scenes, crops, 0, module.SECOND_MIX)
+    assert all(torch.equal(a, b) for a, b in zip(first.batch(), resumed.batch(), strict=True))
+    init = {"init": first.config.out} | module.SECOND | {"batch_size": 8}
+    _, second, _ = robust(tmp_path, "second", **init)
+    for a, b in zip(second.model.parameters(), first.ema.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)  # as the file keeps them
+    assert any(not torch.equal(a, old) for a, old in zip(first.ema.parameters(), before, strict=True))
+    assert second.model.config.moments == first.model.config.moments
+    assert second.config.damage_floor < first.config.damage_floor

@@ -55,6 +55,11 @@ def test_the_readme_states_the_recorded_numbers():
     advised = next(r for r in run("ladder")["results"] if r["row"] == f"{FLAGSHIP}:dbim:5:2:1e-2")
     assert stated(text, r"I²SB, as it does unless told \| 5") == [recorded(advised)]
     assert load_pretrained(FLAGSHIP, "cpu").recommended()[1:] == ("dbim", advised["lam"])
+    long = run("celeba64-deblur-long")["results"][1:]
+    assert stated(text, r"I²SB, long \| \d+") == [recorded(r) for r in long]
+    advised = next(r for r in run("ladder")["results"] if r["row"] == "celeba64-deblur-long:dbim:5:2:1e-2")
+    assert stated(text, r"I²SB, long, as it does unless told \| 5") == [recorded(advised)]
+    assert load_pretrained("celeba64-deblur-long", "cpu").recommended()[1:] == ("dbim", advised["lam"])
     student = run("celeba64-deblur-student")["results"][1:]
     assert stated(text, r"I²SB, student \| 1") == [recorded(r) for r in student]
     for head, name, nfe in (("regression", "regression", 1), ("diffusion from noise", "diffusion", 10)):

@@ -210,10 +210,14 @@ def test_learning_rate_warms_up_and_falls_to_zero():
     assert [learning_rate(config, k) for k in (0, 4, 9, 60, 110)] == pytest.approx([0.2, 1, 2, 1, 0])
 
 
-@pytest.mark.parametrize("name", ["celeba64-deblur", "celeba64-deblur-blind", "celeba64-deblur-noisy"])
+RECIPES = {f"celeba64-deblur{kind}": f"celeba64-deblur{kind}-small" for kind in ("", "-blind", "-noisy")}
+RECIPES["celeba64-deblur-long"] = "celeba64-deblur-long"
+
+
+@pytest.mark.parametrize("name", RECIPES)
 def test_a_preset_is_the_recipe_of_the_shipped_weights(name):
     record = json.loads((ROOT / "data" / "checkpoints" / name / "model.json").read_text())["record"]
-    preset = dataclasses.asdict(PRESETS[f"{name}-small"])
+    preset = dataclasses.asdict(PRESETS[RECIPES[name]])
     other = {"data", "out", "progress"}  # where, and what was shown
     assert {k: preset[k] for k in record["training"].keys() - other} == {
         k: v for k, v in record["training"].items() if k not in other
