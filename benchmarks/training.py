@@ -539,7 +539,8 @@ def arguments() -> argparse.Namespace:
     add("--data", help="images, as the library takes them; the embedded photographs, or noise without them")
     add("--networks", nargs="+", default=["unet-small", "unet-full", "cunet"])
     add("--batches", nargs="+", type=int, help="64 on a GPU, else 16")
-    add("--peers", nargs="+", default=list(PEERS), choices=PEERS)
+    graphs = () if CUDA else ("captured", "both")  # which a CPU has not
+    add("--peers", nargs="+", default=[p for p in PEERS if p not in graphs], choices=PEERS)
     add("--sweep", nargs="*", type=int, help="batch sizes of ours alone, first network; on a GPU 16 to 512")
     add("--sweep-compiled", nargs="*", type=int, help="the same, compiled; on a GPU 512 and 16")
     add("--size", type=int, default=64)

@@ -50,6 +50,19 @@ def test_a_quick_run_measures_every_peer(bench):
     assert record["config_hash"] == config_hash(record["config"])
 
 
+def test_a_step_that_is_replayed_is_a_step_of_ours(training, bench, tmp_path):
+    _, record = bench("--peers", "ours", "captured")
+    assert [r["peer"] for r in record["results"]] == ["ours", "captured"]
+    config = training.TrainConfig(network="unet-tiny", size=16, batch_size=4, holdout=1, out=str(tmp_path))
+    images = training.F.interpolate(training.smooth(8).float(), size=(16, 16)).byte()
+    plain, replayed = training.Ours(config, images), training.Replayed(config, images, "captured")
+    for _ in range(2):
+        plain.step()
+        replayed.step()
+    assert replayed.run.step == 2
+    torch.testing.assert_close(replayed.run.pending, plain.run.pending, rtol=0, atol=1e-3)
+
+
 def test_what_was_measured_outlives_what_is_not(training, bench, tmp_path, monkeypatch):
     """The second round of the second peer ends the run: the first round stands in the record."""
     timed, calls = training.timed, []
