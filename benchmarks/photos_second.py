@@ -111,8 +111,8 @@ class Pairs(IterableDataset[tuple[Tensor, Tensor, Tensor]]):
 class Run(Trainer):
     """A training whose batches `Pairs` makes, in other processes where there are `workers`.
 
-    faces: the sets of pictures that are trained on, of whose training parts some are held out; crops of
-    scenes are among these.
+    faces: (N, 3, SIDE, SIDE) uint8. crops: of the scenes, in that form; of both some are held out for
+    the monitor, and no face of these is trained on. scenes: as of `Pairs`.
     """
 
     def __init__(
@@ -128,9 +128,9 @@ class Run(Trainer):
         super().__init__(config, resume, images=torch.cat([crops, faces]))
         places = self.batches.places
         used = torch.cat([crops, faces])[places[places >= len(crops)]]
-        pairs = Pairs(used, scenes, config, self.step, mix)
+        self.pairs = Pairs(used, scenes, config, self.step, mix)
         more: dict[str, Any] = {"prefetch_factor": 4} if workers else {}
-        self.feed = iter(DataLoader(pairs, batch_size=None, num_workers=workers, **more))
+        self.feed = iter(DataLoader(self.pairs, batch_size=None, num_workers=workers, **more))
         self.made, self.pixels = -1, list[Tensor]()
 
     @torch.no_grad()

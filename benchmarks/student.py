@@ -185,6 +185,7 @@ def main() -> None:
     ends = targets(teacher, images, degrade, times, args.work / "ends.pt")
 
     own = {"data": args.train, "out": str(args.work / "weights"), "steps": args.steps, "lr": args.lr}
+    own |= {"batch_size": 16, "compile": False}  # whatever its teacher's were
     fields = {f.name for f in dataclasses.fields(TrainConfig)}
     config = TrainConfig(**{k: v for k, v in how.items() if k in fields} | own | {"progress": True})
     run, began = Lesson(config, teacher, ends, first), time.monotonic()

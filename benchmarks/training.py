@@ -308,8 +308,8 @@ def warmed(build: Callable[[], Loop]) -> tuple[Loop, dict[str, Any], float]:
         each = timed(loop, max(1, min(10, int(0.2 / each)))) if each < 0.2 else each
     about: dict[str, Any] = {"precision": loop.precision, "workers": loop.workers}
     if loop.name in COMPILED:
-        began_with = built if loop.name == "both" else 0.0  # what is captured has run
-        about["compile_seconds"] = round(began_with + first - 3 * each, 1)
+        built = built if loop.name == "both" else 0.0  # what is captured has run
+        about["compile_seconds"] = round(built + first - 3 * each, 1)
     if CUDA:
         about["peak_bytes"] = torch.cuda.max_memory_allocated() - before
     return loop, about, each

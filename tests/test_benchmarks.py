@@ -181,6 +181,24 @@ def test_one_call_trains_evaluates_and_packs_and_another_has_nothing_to_do(tmp_p
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").iterdir()} == packed
 
 
+def test_a_length_follows_the_speed_so_that_the_rate_falls_to_zero_in_time(tmp_path, monkeypatch):
+    flagship, ticks = script("gpu_flagship"), iter(range(10**6))
+    monkeypatch.setattr(flagship.time, "monotonic", lambda: next(ticks) / 10)  # a tenth of a second a look
+    config = flagship.small(PRESETS["celeba64-deblur"])
+    config = dataclasses.replace(
+        config, steps=10**4, size=16, batch_size=4, holdout=8, out=str(tmp_path / "a")
+    )
+    images = torch.randint(0, 256, (40, 3, 16, 16), generator=torch.Generator().manual_seed(0)).byte()
+    run = Trainer(config, images=images)
+    monkeypatch.setattr(run, "monitor", dict)
+    assert flagship.learn(run, 0.2, 10**6, 4)  # 12 seconds
+    assert run.step == run.config.steps
+    assert 11 < run.seconds < 13
+    rates = [line["lr"] for line in run.history]
+    assert rates[-1] < 0.1 * max(rates)
+    assert Trainer(run.config, True, images=images).step == run.step
+
+
 def test_the_budget_s_record_is_what_is_counted():
     budget = script("budget")
     record = json.loads((ROOT / "data/runs/benchmarks/budget/metrics.json").read_text())
@@ -540,8 +558,7 @@ def test_the_robust_model_s_pairs_are_their_steps_own_whoever_makes_them(tmp_pat
     from i2sb_lib.wiener import blind_wiener
 
     module, run, (_, scenes, _) = robust(tmp_path, "run")
-    pairs = run.feed._dataset if hasattr(run.feed, "_dataset") else None
-    assert pairs is not None
+    pairs = run.pairs
     alone = [pairs.pairs(step) for step in range(4)]
     for workers in (0, 2):
         made = DataLoader(pairs, batch_size=None, num_workers=workers)
