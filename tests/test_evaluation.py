@@ -104,7 +104,7 @@ def test_fid_compares_sets_and_their_features_are_kept(pair, fid_weights, tmp_pa
 
 
 @pytest.mark.slow
-def test_channels_last_changes_no_feature(pair, fid_weights):
+def test_a_faster_inception_has_the_same_features(pair, fid_weights):
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
