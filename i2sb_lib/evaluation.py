@@ -78,11 +78,8 @@ def _lpips(x: Tensor, y: Tensor) -> Tensor:
 
 
 @lru_cache(1)
-def _inception() -> str:
-    """torch-fidelity's Inception, channels last and normalisations in the kernels, by its name there.
-
-    On a CPU it takes .6 of the time; `benchmarks/evaluating.py`.
-    """
+def _inception() -> dict[str, Any]:
+    """torch-fidelity's Inception for a CPU: channels last, normalisations in the kernels, caches that suffice."""
     from torch_fidelity import register_feature_extractor
     from torch_fidelity.feature_extractor_inceptionv3 import BasicConv2d, FeatureExtractorInceptionV3
 
@@ -94,7 +91,7 @@ def _inception() -> str:
                     m.conv, m.bn = fuse_conv_bn_eval(m.conv, m.bn), torch.nn.Identity()
 
     register_feature_extractor(name := "inception-v3-channels-last", Inception)
-    return name
+    return {"cuda": False, "feature_extractor": name, "batch_size": 16}
 
 
 def _fidelity(x: Tensor, y: Tensor, names: set[str]) -> dict[str, Metric]:
@@ -116,8 +113,7 @@ def _fidelity(x: Tensor, y: Tensor, names: set[str]) -> dict[str, Metric]:
             fid="fid" in names,
             kid="kid" in names,
             kid_subset_size=min(1000, len(x)),
-            cuda=torch.cuda.is_available(),
-            feature_extractor=None if torch.cuda.is_available() else _inception(),
+            **({"cuda": True} if torch.cuda.is_available() else _inception()),
             save_cpu_ram=True,  # no processes that load: the images are here
             verbose=False,
         )

@@ -109,7 +109,10 @@ def test_a_faster_inception_has_the_same_features(pair, fid_weights):
     from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
     x = to_uint8(pair[0][:2])
-    kinds = FeatureExtractorInceptionV3, FEATURE_EXTRACTORS_REGISTRY[evaluation._inception()]
+    kinds = (
+        FeatureExtractorInceptionV3,
+        FEATURE_EXTRACTORS_REGISTRY[evaluation._inception()["feature_extractor"]],
+    )
     with torch.no_grad():
         plain, fast = (kind("any", ["2048"]).eval()(x)[0] for kind in kinds)
     assert plain.std() > 0.1
