@@ -79,7 +79,7 @@ def _lpips(x: Tensor, y: Tensor) -> Tensor:
 
 @lru_cache(1)
 def _inception() -> dict[str, Any]:
-    """torch-fidelity's Inception for a CPU: channels last, normalisations in the kernels, caches that suffice."""
+    """torch-fidelity's Inception for a CPU: channels last, normalised by its kernels, in its caches."""
     from torch_fidelity import register_feature_extractor
     from torch_fidelity.feature_extractor_inceptionv3 import BasicConv2d, FeatureExtractorInceptionV3
 
