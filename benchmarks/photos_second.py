@@ -3,10 +3,11 @@
 A batch is faces and pieces of scenes, cut anew for every step, of which some are cut out once more after
 `Mixture` has been at them, so that their blur came from beyond their borders. The first training is a GPU's
 (`gpu_flagship.py --models photos-robust`), where other processes make the pairs and Wiener's guesses. In it
-some clean pictures have grain or were coded before, and are to be left so. With --init the second goes on
-from the first's weights, without those, with more scenes as they are, and with weak damage counting more.
+some clean pictures have grain or were coded before, and are to be left so. With --init the next goes on from
+a run's weights, without those, with more scenes as they are, and with weak damage counting more; with --alone
+it gives that share of the pictures one kind of damage alone, of which `Mixture` makes few.
 
-    python benchmarks/photos_second.py --faces PATH --scenes PATH [--init RUN] [--steps 6000] [--out RUN]
+    python benchmarks/photos_second.py --faces PATH --scenes PATH [--init RUN] [--alone 0.5] [--out RUN]
 """
 
 import argparse
@@ -25,7 +26,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from i2sb_lib.bridge import stratified
 from i2sb_lib.config import TrainConfig, stream
 from i2sb_lib.data import load_images
-from i2sb_lib.degradations import JPEG, create_degradation
+from i2sb_lib.degradations import JPEG, Mixture
 from i2sb_lib.images import quantise, to_float, to_tensor, to_uint8
 from i2sb_lib.progress import progress
 from i2sb_lib.sources import open_source
@@ -43,12 +44,13 @@ GRAIN = 0.02  # the most, of clean pictures
 
 
 class Mix(NamedTuple):
-    """Shares of a batch (the rest are faces), of the pieces that are shrunk, and of worn clean pictures."""
+    """Shares of a batch (the rest: faces), of shrunk pieces, of worn and of singly damaged pictures."""
 
     whole: float
     cut: float
     shrunk: float
     worn: float
+    alone: float = 0
 
 
 MIX, SECOND_MIX = Mix(1 / 4, 1 / 4, 1 / 2, 1 / 10), Mix(3 / 8, 1 / 4, 1 / 4, 0)
@@ -64,7 +66,7 @@ class Pairs(IterableDataset[tuple[Tensor, Tensor, Tensor]]):
         self, faces: Tensor, scenes: list[Tensor], config: TrainConfig, start: int = 0, mix: Mix = MIX
     ) -> None:
         self.faces, self.scenes, self.config, self.start, self.mix = faces, scenes, config, start, mix
-        self.degrade = create_degradation(config.degradation)
+        self.mixture = Mixture()
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         info = get_worker_info()
@@ -90,7 +92,13 @@ class Pairs(IterableDataset[tuple[Tensor, Tensor, Tensor]]):
         std = 2 * GRAIN * u[4] * (u[3] < self.mix.worn)
         noise = torch.randn(x0.shape, generator=generator)
         x0 = quantise((x0 + std[:, None, None, None] * noise).clamp(-1, 1))
-        return x0, self.degrade(x0, generator)
+        u, noise = (
+            f(*n, generator=generator) for f, n in ((torch.rand, (len(x0), 16)), (torch.randn, x0.shape))
+        )
+        alone = u[:, 14] < self.mix.alone  # of blur, shrinking, noise and JPEG the one that u[:, 15] says
+        u[alone, 0] = 1
+        u[alone, 1:5] = (torch.arange(4) != (4 * u[alone, 15:]).floor()).float()
+        return x0, self.mixture.degrade(x0, u[:, :14], noise)
 
     def pairs(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         generator = torch.Generator().manual_seed(stream(self.config.seed, step))
@@ -158,12 +166,14 @@ def main() -> None:
     parser.add_argument("--faces", required=True, help="training faces")
     parser.add_argument("--scenes", required=True, help="training scenes")
     parser.add_argument("--init", help="weights of the first training, for the second")
+    parser.add_argument("--alone", type=float, default=0, help="share of pictures with one kind of damage")
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--out", type=Path, default=Path("runs/photos-second"))
     args = parser.parse_args()
     recipe = RECIPE | (SECOND | {"init": args.init} if args.init else {})
     config = TrainConfig(**recipe, steps=args.steps, out=str(args.out))
     resume, mix = (args.out / "state.pt").exists(), SECOND_MIX if args.init else MIX
+    mix = mix._replace(alone=args.alone)
     run = create_run(config, resume, args.faces, args.scenes, mix)
     with progress(total=config.steps, initial=run.step, desc="training", unit="steps", show=True) as bar:
         side_by_side([run], config.save_every, lambda run, line: bar.update(run.step - bar.n))

@@ -577,6 +577,16 @@ def test_the_robust_model_s_pairs_are_their_steps_own_whoever_makes_them(tmp_pat
     with_grain = module.Pairs(pairs.faces, scenes, run.config, 0, module.MIX._replace(worn=1))
     x0 = with_grain.pairs(0)[0]
     assert not any((known == x.flatten()).all(1).any() for x in x0[:3])
+    # one kind alone: each of the four happens to some picture, at most one to each
+    seen = []
+    pairs_alone = module.Pairs(pairs.faces, scenes, run.config, 0, module.SECOND_MIX._replace(alone=1))
+    pairs_alone.mixture = type("Spy", (), {"degrade": lambda self, x, u, noise: seen.append(u) or x})()
+    for step in range(8):
+        pairs_alone.pairs(step)
+    happens = torch.cat(seen)[:, 1:5] < torch.tensor([0.7, 0.25, 0.4, 0.4])
+    assert happens.sum(1).max() == 1
+    assert happens.sum(0).min() > 3
+    assert (torch.cat(seen)[:, 0] == 1).all()
     # a piece is the scene's own unless it is shrunk
     u = torch.tensor([0.0, 0.9, 0.25, 0.5])
     piece = pairs._piece(64, u)
