@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 from captured import Captured
-from photos_second import RECIPE, create_run
+from photos_training import RECIPE, create_run
 
 from i2sb_lib.config import PRESETS, TrainConfig
 from i2sb_lib.files import atomic_write
@@ -135,9 +135,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=9.0, help="of this call, in all")
     parser.add_argument("--minutes-per-model", type=float, default=6.0)
     parser.add_argument("--models", nargs="+", default=MODELS, choices=PRESETS)
-    parser.add_argument(
-        "--scenes", default="embedded", help="what photos-robust, its next generation, sees beside --data"
-    )
+    parser.add_argument("--scenes", default="embedded", help="what photos-robust sees beside --data")
     parser.add_argument("--steps", type=int, default=None, help="of a model, instead of its minutes")
     parser.add_argument("--options", default="{}", help="what else differs from the preset, as JSON")
     parser.add_argument("--small", action="store_true")

@@ -1,16 +1,15 @@
 """A model for pictures whose damage is not known: its training, and what it does to each kind of picture.
 
-    python benchmarks/photos.py train --faces PATH --scenes PATH [--out runs/photos-robust]
+    python benchmarks/photos.py train --faces PATH --scenes PATH [--init RUN] [--alone 0.5] [--out RUN]
     python benchmarks/photos.py measure --sets faces=PATH scenes=PATH … [--checkpoint photos-robust]
     python benchmarks/photos.py threshold --faces PATH --scenes PATH [--checkpoint photos-robust]
     python benchmarks/photos.py whole --scenes PATH [--checkpoint photos-robust]
 
-`train` is `photos_training`. `measure` degrades
-pictures in one known way at a time, cell by cell, and compares what goes in with what comes out, which should
-not be worse. `threshold` says what it is worth, on training pictures, to leave
-as it was what one call changes by less than so many grey levels: the record's `least_change`.
-`whole` restores whole photographs of scenes, blurred and noisy, beside methods that are told the blur.
-Cells that are measured are skipped.
+`train` is `photos_training`. `measure` degrades pictures in one known way at a time, cell by cell, and
+compares what goes in with what comes out, which should not be worse. `threshold` says what it is worth, on
+training pictures, to leave as it was what one call changes by less than so many grey levels: the record's
+`least_change`. `whole` restores whole photographs of scenes, blurred and noisy, beside methods that are told
+the blur. Cells that are measured are skipped.
 """
 
 import argparse
@@ -243,8 +242,9 @@ def main() -> None:
     parser.add_argument("--faces", help="training faces")
     parser.add_argument("--scenes", help="training scenes")
     parser.add_argument("--out", type=Path, default=Path("runs/photos-robust"))
-    parser.add_argument("--init", help="folder of the first training, to train on from its weights")
-    parser.add_argument("--wiener", action="store_true", help="with --init: the third training")
+    parser.add_argument("--init", help="folder of a training, to train on from its weights")
+    parser.add_argument("--alone", type=float, default=0, help="share of pictures with one kind of damage")
+    parser.add_argument("--steps", type=int, default=6300)
     parser.add_argument("--checkpoint", default="photos-robust")
     parser.add_argument("--sets", nargs="+", default=["embedded=embedded"], help="NAME=PATH")
     parser.add_argument("--cells", nargs="+", help="these kinds of damage; all unless given")

@@ -1,80 +1,167 @@
-"""The three trainings of the model for pictures whose damage is not known: `photos.py train`.
+"""The trainings of the model for pictures whose damage is not known: `photos.py train`.
 
-Each shows `Mixture` to a network on CROPS crops of 64 x 64 pixels of each scene and about as many faces,
-with moments of its own, and goes on from a state that is there. The first starts from the weights of the
-blind model of faces. With --init a second starts from the first's, with the larger batches of a GPU, and
-with --wiener a third from the second's, which sees Wiener's guess, too, and pictures whose borders are cut.
+A batch is faces and pieces of scenes, cut anew for every step, of which some are cut out once more after
+`Mixture` has been at them, so that their blur came from beyond their borders. The first training is a GPU's
+(`gpu_flagship.py --models photos-robust`), where other processes make the pairs and Wiener's guesses. In it
+some clean pictures have grain or were coded before, and are to be left so. With --init the next goes on from
+a run's weights, without those, with more scenes as they are, and with weak damage counting more; with --alone
+it gives that share of the pictures one kind of damage alone, of which `Mixture` makes few.
 """
 
 import argparse
-from typing import Any
+import itertools
+import os
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from captured import side_by_side
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from i2sb_lib.batches import Batches
-from i2sb_lib.checkpoints import load_pretrained
+from i2sb_lib.bridge import stratified
 from i2sb_lib.config import TrainConfig, stream
 from i2sb_lib.data import load_images
-from i2sb_lib.denoiser import Denoiser
+from i2sb_lib.degradations import JPEG, Mixture
+from i2sb_lib.images import quantise, to_float, to_tensor, to_uint8
 from i2sb_lib.progress import progress
+from i2sb_lib.sources import open_source
 from i2sb_lib.training import Trainer
+from i2sb_lib.wiener import blind_wiener
 
-CROPS, CUT = 48, 48
+CROPS, SIDE, WIDE = 48, 64, 80
 RECIPE: dict[str, Any] = {
-    "network": "unet-small", "degradation": "mixture", "beta_min": 0.7089, "beta_max": 2.1266,
-    "damage_floor": 8.0, "steps": 1600, "batch_size": 16, "lr": 2e-3, "warmup": 60, "save_every": 50,
-    "eval_every": 10**6, "init": "celeba64-deblur-blind",
+    "network": "unet-medium", "degradation": "mixture", "wiener": True, "damage_floor": 4.0,
+    "beta_min": 0.7089, "beta_max": 2.1266, "batch_size": 128, "lr": 1.5e-3, "warmup": 400, "ema": 0.9995,
+    "save_every": 50, "eval_every": 10**6,
 }  # fmt: skip
-# With Wiener's guess: from the weights of the second, which the guess is shown in addition
-THIRD: dict[str, Any] = {"wiener": True, "steps": 6000, "lr": 8e-4, "warmup": 100, "damage_floor": 4.0}
-SECOND: dict[str, Any] = {"steps": 1285, "batch_size": 128, "lr": 1.5e-3, "warmup": 300, "ema": 0.9995}
+SECOND: dict[str, Any] = {"batch_size": 16, "lr": 4e-4, "warmup": 100, "ema": 0.999, "damage_floor": 1.5}
+GRAIN = 0.02  # the most, of clean pictures
 
 
-class Cut(Batches):
-    """Every other batch is a part of CUT x CUT pixels, whose blur came from beyond its borders."""
+class Mix(NamedTuple):
+    """Shares of a batch (the rest: faces), of shrunk pieces, of worn and of singly damaged pictures."""
 
-    def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        x0, x1, t, noise = super().__call__(step)
-        if step % 2:
-            seed = torch.Generator().manual_seed(stream(self.config.seed + 1, step))
-            y, x = torch.randint(x0.shape[-1] - CUT + 1, (2,), generator=seed).tolist()
-            x0, x1, noise = (v[..., y : y + CUT, x : x + CUT].contiguous() for v in (x0, x1, noise))
-        return x0, x1, t, noise
+    whole: float
+    cut: float
+    shrunk: float
+    worn: float
+    alone: float = 0
+
+
+MIX, SECOND_MIX = Mix(1 / 4, 1 / 4, 1 / 2, 1 / 10), Mix(3 / 8, 1 / 4, 1 / 4, 0)
+
+
+class Pairs(IterableDataset[tuple[Tensor, Tensor, Tensor]]):
+    """x0, x1 (uint8) and the guess (half precision) of each step from `start` on, from (seed, step) alone.
+
+    faces: (N, 3, SIDE, SIDE) uint8; scenes: (3, H, W) uint8 of at least 2 WIDE pixels a side.
+    """
+
+    def __init__(
+        self, faces: Tensor, scenes: list[Tensor], config: TrainConfig, start: int = 0, mix: Mix = MIX
+    ) -> None:
+        self.faces, self.scenes, self.config, self.start, self.mix = faces, scenes, config, start, mix
+        self.mixture = Mixture()
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        info = get_worker_info()
+        first, workers = (info.id, info.num_workers) if info else (0, 1)
+        return (self.pairs(step) for step in itertools.count(self.start + first, workers))
+
+    def _piece(self, side: int, u: Tensor) -> Tensor:
+        """A part of a scene, (1, 3, side, side), as it is or shrunk to no less than half; u: (4,)."""
+        scene = self.scenes[int(u[0] * len(self.scenes))]
+        taken = round(side * (1 + max(0.0, 1 - float(u[1]) / self.mix.shrunk)))
+        y, x = (int(v * (n - taken + 1)) for v, n in zip(u[2:], scene.shape[1:], strict=True))
+        part = to_float(scene[None, :, y : y + taken, x : x + taken])
+        if taken == side:
+            return part
+        return F.interpolate(part, size=(side, side), mode="bicubic", antialias=True).clamp(-1, 1)
+
+    def _pair(self, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Clean pictures as they come, and what happened to them."""
+        u = torch.rand(5, len(x0), generator=generator)
+        x0 = torch.where(u[0, :, None, None, None] < 0.5, x0.flip(-1), x0)
+        for i in (u[1] < self.mix.worn).nonzero().flatten().tolist():
+            x0[i : i + 1] = JPEG(80 + int(18 * u[2, i])).apply(x0[i : i + 1], None)
+        std = 2 * GRAIN * u[4] * (u[3] < self.mix.worn)
+        noise = torch.randn(x0.shape, generator=generator)
+        x0 = quantise((x0 + std[:, None, None, None] * noise).clamp(-1, 1))
+        u, noise = (
+            f(*n, generator=generator) for f, n in ((torch.rand, (len(x0), 16)), (torch.randn, x0.shape))
+        )
+        alone = u[:, 14] < self.mix.alone  # of blur, shrinking, noise and JPEG the one that u[:, 15] says
+        u[alone, 0] = 1
+        u[alone, 1:5] = (torch.arange(4) != (4 * u[alone, 15:]).floor()).float()
+        return x0, self.mixture.degrade(x0, u[:, :14], noise)
+
+    def pairs(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(stream(self.config.seed, step))
+        n = self.config.batch_size
+        whole, cut = round(n * self.mix.whole), round(n * self.mix.cut)
+        u = torch.rand(whole + cut, 4, generator=generator)
+        faces = self.faces[torch.randint(len(self.faces), (n - whole - cut,), generator=generator)]
+        x0 = torch.cat([to_float(faces), *(self._piece(SIDE, v) for v in u[:whole])])
+        x0, x1 = self._pair(x0, generator)
+        if cut:
+            wide = self._pair(torch.cat([self._piece(WIDE, v) for v in u[whole:]]), generator)
+            y, x = torch.randint(WIDE - SIDE + 1, (2,), generator=generator).tolist()
+            part = (v[..., y : y + SIDE, x : x + SIDE] for v in wide)
+            x0, x1 = (torch.cat(both) for both in zip((x0, x1), part, strict=True))
+        return to_uint8(x0), to_uint8(x1), blind_wiener(x1).half()
 
 
 class Run(Trainer):
-    """A training that starts from the weights of `init`, but has the moments of its own pairs.
+    """A training whose batches `Pairs` makes, in other processes where there are `workers`.
 
-    What `init` has not, planes that go in and one that comes out, is begun with weights of zero.
+    faces: (N, 3, SIDE, SIDE) uint8. crops: of the scenes, in that form; of both some are held out for
+    the monitor, and no face of these is trained on. scenes: as of `Pairs`.
     """
 
-    def __init__(self, config: TrainConfig, resume: bool, images: Tensor) -> None:
-        super().__init__(config, resume, images=images)
-        if config.wiener:
-            b = self.batches
-            self.batches = Cut(b.images, b.degrade, config, None, b.places, self.device)
+    def __init__(
+        self,
+        config: TrainConfig,
+        resume: bool,
+        faces: Tensor,
+        scenes: list[Tensor],
+        crops: Tensor,
+        workers: int = 0,
+        mix: Mix = MIX,
+    ) -> None:
+        super().__init__(config, resume, images=torch.cat([crops, faces]))
+        places = self.batches.places
+        used = torch.cat([crops, faces])[places[places >= len(crops)]]
+        self.pairs = Pairs(used, scenes, config, self.step, mix)
+        more: dict[str, Any] = {"prefetch_factor": 4} if workers else {}
+        self.feed = iter(DataLoader(self.pairs, batch_size=None, num_workers=workers, **more))
+        self.made, self.pixels = -1, list[Tensor]()
 
-    def _build(self) -> Denoiser:
-        init, self.init = self.init, None
-        model = super()._build()
-        weights, own = load_pretrained(init, "cpu").denoiser.state_dict(), model.state_dict()
-        for name, old in weights.items():
-            if old.shape != own[name].shape:
-                weights[name] = torch.zeros_like(own[name])
-                weights[name][tuple(slice(n) for n in old.shape)] = old
-        model.load_state_dict(weights)
-        return model
+    @torch.no_grad()
+    def batch(self) -> tuple[Tensor, ...]:
+        if self.made != self.step:
+            self.made, self.pixels = self.step, next(self.feed)
+        x0, x1, guess = (v.to(self.device) for v in self.pixels)
+        seed = stream(self.config.seed + 1, self.step)
+        generator = torch.Generator(self.device).manual_seed(seed)
+        u = torch.rand(len(x0), generator=generator, device=self.device)
+        noise = torch.randn(x0.shape, generator=generator, device=self.device)
+        return to_float(x0), to_float(x1), stratified(u), noise, guess.float()
+
+
+def create_run(config: TrainConfig, resume: bool, faces: str, scenes: str, mix: Mix = MIX) -> Run:
+    """The run of `config` on the training parts of two sets of pictures."""
+    whole = [to_tensor(open_it()) for _, open_it in open_source(scenes, "train")[1]]
+    crops = load_images(scenes, "train", SIDE, crops=CROPS)
+    workers = (os.cpu_count() or 1) - 2 if torch.cuda.is_available() else 0
+    return Run(config, resume, load_images(faces, "train", SIDE), whole, crops, workers, mix)
 
 
 def learn(args: argparse.Namespace) -> None:
-    """Train, or go on, as the command line says."""
-    scenes = load_images(args.scenes, "train", 64, crops=CROPS)
-    images = torch.cat([scenes, load_images(args.faces, "train", 64)])
-    more = THIRD if args.wiener else SECOND
-    recipe = RECIPE | (more | {"init": args.init} if args.init else {})
-    config = TrainConfig(**recipe, out=str(args.out))
-    run = Run(config, (args.out / "state.pt").exists(), images)
+    recipe = RECIPE | (SECOND | {"init": args.init} if args.init else {})
+    config = TrainConfig(**recipe, steps=args.steps, out=str(args.out))
+    resume, mix = (args.out / "state.pt").exists(), SECOND_MIX if args.init else MIX
+    run = create_run(config, resume, args.faces, args.scenes, mix._replace(alone=args.alone))
     with progress(total=config.steps, initial=run.step, desc="training", unit="steps", show=True) as bar:
         side_by_side([run], config.save_every, lambda run, line: bar.update(run.step - bar.n))

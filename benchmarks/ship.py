@@ -63,7 +63,7 @@ of `i2sb_lib.denoiser`; symmetric schedule with σ₁ = {sigma:.3f}. The weights
 float16. It recommends {calls}, and leaves alone what it would change by less than {least:g} grey
 levels (root mean square), which was chosen on training photographs. A grey picture stays grey.
 
-**Training.** {images:,} draws in all, half from {data},
+**Training.** {images:,} draws from {data},
 damaged by `i2sb_lib.degradations.Mixture`, flipped at random; an image's error counts in terms of its own
 damage (`damage_floor` {floor:g}); started from {init};
 AdamW, learning rate {lr:g}, {steps:,} steps of {batch}, seed {seed}; {time} on `{device}`.
@@ -114,10 +114,11 @@ different model.""",
 trained it, one CUDA graph a step, beside another training on the same card.""",
     "celeba64-deblur-blind-full": """ A draft of `benchmarks/captured.py`
 trained it, one CUDA graph a step.""",
-    "photos-robust": """ (`--init --wiener` for this, its third training; AdamW
-began anew. The first: 1,600 steps of 16 from `celeba64-deblur-blind`, learning rate 0.002, its cosine decay
-shortened twice on the way (2,200, then 1,850), 81 minutes on a CPU. The second: 1,285 steps of 128, learning
-rate 0.0015, 50 seconds on an H100. Neither saw Wiener's guess.)""",
+    "photos-robust": """ This is its last training of four
+(`--init RUN --alone 0.5`: half of the pictures have one kind of damage alone), each with AdamW anew and from
+the weights of the one before. The first: 6,299 steps of 128, learning rate 0.0015, floor 4, in 380 seconds on
+an H100, beside two other trainings (`benchmarks/gpu_flagship.py`). The second: 2,200 steps of 16, floor 2, 42
+minutes on a CPU. The third: 4,250 steps of 16, of 6,000 that were planned, 93 minutes on a CPU.""",
 }
 
 

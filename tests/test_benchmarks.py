@@ -503,46 +503,9 @@ def test_every_row_of_the_search_has_the_same_photographs_set_aside(tmp_path, mo
         assert not (taken[:, None] == run.held).flatten(2).all(2).any()
 
 
-def test_the_third_training_of_the_robust_model_starts_where_the_second_ended(tmp_path):
-    """Its guess is a plane of zero weight and has no trust; every other batch is cut from larger pictures."""
-    from i2sb_lib.wiener import blind_wiener
-
-    module, images = script("photos_training"), load_images("embedded", "train", 64)[:40]
-    changes = {"network": "unet-tiny", "steps": 2, "batch_size": 2, "holdout": 4, "eval_every": 100}
-    fields = module.RECIPE | changes | {"progress": False}
-    second = TrainConfig(**fields | {"init": "", "out": str(tmp_path / "second")})
-    ended = Trainer(second, images=images)
-    for weight in ended.ema.parameters():  # the last layer begins at zero
-        weight.data = 0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
-    ended.save()
-    third = module.THIRD | {"steps": 2, "init": second.out, "out": str(tmp_path / "third")}
-    config = TrainConfig(**fields | third)
-    run = module.Run(config, False, images)
-    x1 = to_float(images[:2])
-    before, after = load_pretrained(second.out, "cpu").denoiser, run.model
-    t = torch.ones(2)
-    with torch.no_grad():
-        planes = [s * x1 for s in (1.0, 0.5, 0.7)]
-        theirs = before.net(torch.cat(planes[:2], 1), t)
-        ours = after.net(torch.cat(planes, 1), t)
-    assert theirs.std() > 0.05
-    torch.testing.assert_close(ours[:, :3], theirs, rtol=0, atol=1e-5)
-    assert float(ours[:, 3:].abs().max()) == 0
-    assert (after.guess(x1) - blind_wiener(x1)).abs().max() == 0
-    whole, cut = run.batches(0), run.batches(1)
-    assert [b.shape[-1] for b in (*whole[:2], *cut[:2])] == [64, 64, 48, 48]
-    full = super(module.Cut, run.batches).__call__(1)
-    assert any(
-        torch.equal(full[1][..., y : y + 48, x : x + 48], cut[1]) for y in range(17) for x in range(17)
-    )
-    run.optimise()
-    run.optimise()
-    assert run.step == 2
-
-
 def robust(tmp_path, name, **changes):
     """A training of the robust model with a tiny network, on embedded photographs."""
-    module, crops = script("photos_second"), load_images("embedded", "train", 64)[:24]
+    module, crops = script("photos_training"), load_images("embedded", "train", 64)[:24]
     faces = load_images("embedded", "train", 64)[24:40]
     draw = torch.Generator().manual_seed(0)
     scenes = [torch.randint(0, 256, (3, 161, 200), generator=draw).byte() for _ in range(2)]
