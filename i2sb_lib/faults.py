@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shlex
 import signal
 import sys
 import tempfile
@@ -152,8 +153,14 @@ def noted_signals() -> Iterator[list[int]]:
             signal.signal(n, handler)
 
 
-def pass_on(number: int) -> None:
-    """Do what a noted signal asks for: its handler (KeyboardInterrupt for Ctrl-C), else exit 128 + number."""
+def pass_on(number: int, where: str, out: str | None) -> None:
+    """Do what a noted signal asks for: its handler (KeyboardInterrupt for Ctrl-C), else exit 128 + number.
+
+    Before that, one line on stderr where out, the run's folder, is given: where it ended, and how to go on.
+    """
+    if out is not None:
+        said, how = f"stopped by {signal.Signals(number).name} at {where}, which is saved", shlex.quote(out)
+        print(f"{said}; go on with: i2sb train --resume --out {how}", file=sys.stderr, flush=True)
     handler = signal.getsignal(number)
     if not callable(handler):
         sys.exit(128 + number)

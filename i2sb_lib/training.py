@@ -10,9 +10,6 @@ import copy
 import dataclasses
 import json
 import math
-import shlex
-import signal
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -274,7 +271,14 @@ def _train(config: TrainConfig, resume: bool, own: dict[str, Any]) -> dict[str, 
         run.save()  # a kill may have come between the last state and its weights
     with faults.noted_signals() as signals:
         while run.step < config.steps and not stop:
-            run.optimise()
+            try:
+                run.optimise()
+            except Exception:  # a terminal's Ctrl-C ends the compiler at work, too
+                if not signals or run.host.count > 1:
+                    raise
+                stop = signals[0] + 1
+                run.save()
+                break
             run.seconds = before + time.monotonic() - started
             bar.update()
             last = run.step == config.steps
@@ -292,9 +296,5 @@ def _train(config: TrainConfig, resume: bool, own: dict[str, Any]) -> dict[str, 
     if run.writer:
         run.writer.close()
     if stop > 1:
-        if main:
-            by, out = signal.Signals(stop - 1).name, shlex.quote(config.out)
-            said = f"stopped by {by} at step {run.step} of {config.steps}, which is saved"
-            print(f"{said}; go on with: i2sb train --resume --out {out}", file=sys.stderr, flush=True)
-        faults.pass_on(stop - 1)
+        faults.pass_on(stop - 1, f"step {run.step} of {config.steps}", config.out if main else None)
     return {**run.record(), **metrics, "finished": run.step >= config.steps}

@@ -265,6 +265,38 @@ def test_signals_save_say_how_to_go_on_and_exit(tiny, unbroken, monkeypatch, cap
     assert_same_run(tiny, unbroken)
 
 
+@pytest.mark.parametrize("at", [0, 3])
+def test_a_signal_that_also_ends_the_compiler_in_a_step_is_no_fault_of_the_program(
+    at,
+    tiny,
+    unbroken,  # noqa: F811
+    monkeypatch,
+    capsys,
+):
+    """A terminal sends Ctrl-C to g++, too, whose end torch.compile raises as an error of its own."""
+
+    def compiling():
+        os.kill(os.getpid(), signal.SIGINT)
+        raise RuntimeError("C++ compile error\n\nCommand:\ng++ ...")
+
+    with monkeypatch.context() as patch:
+        at_step(patch, at, compiling)
+        with pytest.raises(SystemExit) as stop:
+            main(flags(tiny))
+    assert stop.value.code == 130
+    (line,) = capsys.readouterr().err.splitlines()
+    start, command = line.split("; go on with: i2sb ")
+    assert start == f"stopped by SIGINT at step {at} of 9, which is saved"
+    main(shlex.split(command))
+    assert_same_run(tiny, unbroken)
+
+
+def test_an_error_of_a_step_without_a_signal_stays_an_error(tiny, monkeypatch):
+    at_step(monkeypatch, 0, raising(RuntimeError("C++ compile error")))
+    with pytest.raises(RuntimeError, match="C\\+\\+ compile error"):
+        train(tiny)
+
+
 def test_a_host_s_own_handler_is_called_after_the_save(tiny, monkeypatch):
     called = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: called.append(state(tiny)["step"]))

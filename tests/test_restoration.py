@@ -24,6 +24,7 @@ from i2sb_lib.checkpoints import SHIPPED, Pretrained, load_pretrained, save_pret
 from i2sb_lib.data import load_images
 from i2sb_lib.degradations import Noise, create_degradation
 from i2sb_lib.denoiser import Denoiser, ModelConfig
+from i2sb_lib.estimation import estimate_sigma
 from i2sb_lib.images import psnr, quantise, to_float, to_uint8
 from i2sb_lib.samplers import generators, sample
 from i2sb_lib.tiles import Windows
@@ -567,5 +568,9 @@ class TestFit:
         ) as found:
             told.restore(torch.cat([x1[:2], other]), 1)
         assert found[0].filename == __file__  # where the caller's line is
+        x1 = create_degradation("blur-gauss", noise=0.005)(x0[2:3], torch.Generator().manual_seed(0))
+        assert f"{float(estimate_sigma(x1)):.1f}" == "2.0"  # the blur is its own, the noise is not
+        with pytest.warns(UserWarning, match=r"\(it is as wide, with other taps, borders or noise\)"):
+            told.restore(x1, 1)
         with pytest.raises(ValueError, match="expected a model of a separable blur and of noise"):
             build().fit(x1)
