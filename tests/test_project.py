@@ -225,3 +225,12 @@ def test_a_source_distribution_holds_every_file_and_both_licences(tmp_path):
     assert "License-Expression: MIT AND LicenseRef-NonCommercial-Research-Weights" in info
     assert info.count("License-File: ") == 2
     assert "](data/" not in info  # a link that would lead nowhere from an index's page
+
+
+def test_data_s_readme_says_of_every_record_what_it_is():
+    text = (ROOT / "data" / "README.md").read_text()
+    models = {p.name for p in (ROOT / "data" / "checkpoints").iterdir()}
+    runs = {p.name for p in (ROOT / "data" / "runs").iterdir() if p.is_dir()} - models - {"benchmarks"}
+    costs = {p.name for p in (ROOT / "data" / "runs" / "benchmarks").iterdir()}
+    assert len(runs) > 20
+    assert not [name for name in sorted(runs | costs) if not re.search(rf"`{name}/?`", text)]
