@@ -120,20 +120,20 @@ class Evaluate:
     # the same images degraded, under the same names, in place of the model's own degradation; "": none
     degraded: str = ""
     split: str | None = None  # which split of them, or all; test or validation unless said
-    nfe: tuple[int, ...] | None = None  # network calls, each a row; 1 and 10, or the one that is all
-    samplers: tuple[Sampler, ...] = ("sde",)  # each with each nfe
+    nfe: tuple[int, ...] | None = None  # network calls, each a row; as the model recommends, or 1 and 10
+    samplers: tuple[Sampler, ...] | None = None  # each with each nfe; sde where nfe is said
     metrics: tuple[str, ...] | None = None  # among psnr ssim lpips fid kid; psnr, and ssim if installed
     limit: int | None = None  # only the first so many images
     crops: int | None = None  # parts of each image at its own scale; 0: its middle, made small
     skip_corrupt: bool = False  # leave out files that cannot be read, and name them
     seed: int = 0  # of the degradation and the samplers
-    power: float = 1.0  # of the time grid; 2 puts more of few calls near the clean end
-    consistency: float = 0.0  # weight of the measurement, where the blur is known; 0: none
+    power: float | None = None  # of the time grid; 2: more calls near the clean end; 1 where nfe is said
+    consistency: float | None = None  # weight of the measurement, of a known blur; 0 where nfe is said
     out: str | None = None  # folder for metrics.json, a contact sheet and a copy of the run's history
     device: str | None = None  # cpu, cuda or mps; a GPU where there is one unless said
 
     def run(self) -> None:
-        metrics, how = check_metrics(self.metrics), dict[str, Any]()
+        metrics = check_metrics(self.metrics)
         for name in ("out", "nfe", "samplers", "metrics"):
             if getattr(self, name) in ("", ()):
                 raise ValueError(f"expected something as {name}, got nothing")
@@ -141,9 +141,11 @@ class Evaluate:
             raise ValueError(f"expected a limit of at least 1, got {self.limit}")
         model = load_pretrained(self.checkpoint, self.device)
         training = _training(model)
-        calls = ((1,) if model.alone else (1, 10)) if self.nfe is None else self.nfe
-        for n, name in itertools.product(calls, self.samplers):
-            model.recommended(n, name, self.power, self.consistency)
+        calls = self.nfe or ((None,) if model.alone or "nfe" in model.record else (1, 10))
+        how = {"power": self.power, "consistency": self.consistency}
+        walks = [model.walk(n, name, **how) for name in self.samplers or (None,) for n in calls]
+        for walk in walks:
+            model.recommended(**walk)
         degrade = None if self.degraded else create_pair_maker(training)
         if self.out is not None:
             out = Path(self.out)
@@ -151,13 +153,13 @@ class Evaluate:
             if theirs := [n for n in sorted(written - ours(out)) if (out / n).exists()]:
                 raise ValueError(f"{out}: expected a folder whose {theirs[0]} is ours to replace")
             check_writable(out)
-        how = {"split": self.split, "skip_corrupt": self.skip_corrupt}
-        how |= {"size": sides(training["size"]), "channels": model.denoiser.config.channels}
-        how["crops"] = crops = min(1, training.get("crops", 0)) if self.crops is None else self.crops
+        read: dict[str, Any] = {"split": self.split, "skip_corrupt": self.skip_corrupt}
+        read |= {"size": sides(training["size"]), "channels": model.denoiser.config.channels}
+        read["crops"] = crops = min(1, training.get("crops", 0)) if self.crops is None else self.crops
         if degrade:
-            clean = load_images(self.data, **how)
+            clean = load_images(self.data, **read)
         else:
-            clean, seen = load_pairs(self.data, self.degraded, **how)
+            clean, seen = load_pairs(self.data, self.degraded, **read)
         check_metrics(metrics, clean[: self.limit].shape)
         if fingerprint(clean) == model.record.get("data_fingerprint"):
             print("i2sb: these are the images that the model was trained on", file=sys.stderr)
@@ -167,28 +169,27 @@ class Evaluate:
         x0 = to_float(clean)
         rows: list[dict[str, Any]] = []
         sheet = [x0[:8], x1[:8]]
-        how = {"power": self.power, "consistency": self.consistency}
         content = {
             "data": {"source": Path(self.data).name, "images": len(x0), "fingerprint": fingerprint(clean)},
             **({"seed": self.seed, "crops": crops} if crops else {"seed": self.seed}),
-            **how,
+            **{k: walks[0][k] for k in how},
             "git_commit": git_commit(),
             "device": device_name(next(model.denoiser.parameters()).device),
             "checkpoint": model.record,
             "results": rows,
         }
-        for sampler, nfe in [("identity", 0), *((s, n) for s in self.samplers for n in calls)]:
-            x = model.restore(x1, nfe, sampler, self.seed, progress=True, **how) if nfe else x1  # type: ignore[arg-type]
+        for walk in [{"sampler": "identity", "nfe": 0}, *walks]:
+            x = model.restore(x1, seed=self.seed, progress=True, **walk) if walk["nfe"] else x1
             result = evaluate(x, x0, metrics)
             parts = ("value", "low", "high")
             values = {k: {n: _plain(getattr(m, n)) for n in parts} for k, m in result.items()}
             if not rows:
                 print(f"{len(x0)} images, {degrade or self.degraded}")
                 print("  ".join(f"{h:>9}" for h in ("sampler", "nfe", *result)))
-            rows.append({"sampler": sampler, "nfe": nfe, **values})
-            cells = [f"{sampler:>9}", f"{nfe:>9}", *(f"{m.value:9.4f}" for m in result.values())]
-            print("  ".join(cells), flush=True)
-            sheet += [x[:8]] if nfe else []
+            rows.append({"sampler": walk["sampler"], "nfe": walk["nfe"], **values})
+            cells = [f"{rows[-1][k]:>9}" for k in ("sampler", "nfe")]
+            print("  ".join([*cells, *(f"{m.value:9.4f}" for m in result.values())]), flush=True)
+            sheet += [x[:8]] if walk["nfe"] else []
             if self.out is not None:  # after each row: the rows before a failure are kept, under this name
                 partial = Path(self.out) / "metrics.partial.json"
                 atomic_write(partial, lambda p: p.write_bytes(json.dumps(content, indent=1).encode() + b"\n"))

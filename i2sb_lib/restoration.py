@@ -114,6 +114,20 @@ class Restorer(nn.Module):
         """Whether it restores in one network call, and in no other number: a regression, or a student."""
         return self.denoiser.config.process == "regression" or "start" in self.record
 
+    def walk(
+        self, nfe: int | None = None, sampler: Sampler | None = None, **more: float | None
+    ) -> dict[str, Any]:
+        """A walk's nfe, sampler, power and consistency: unless nfe is given, as the record recommends."""
+        how: dict[str, Any] = {
+            "nfe": 1 if self.alone else 10,
+            "sampler": "sde",
+            "power": 1.0,
+            "consistency": 0.0,
+        }
+        how |= {k: self.record[k] for k in how if nfe is None and k in self.record}
+        given: dict[str, Any] = {"nfe": nfe, "sampler": sampler, **more}
+        return how | {k: v for k, v in given.items() if v is not None}
+
     def recommended(
         self,
         nfe: int | None = None,
@@ -123,16 +137,12 @@ class Restorer(nn.Module):
     ) -> tuple[Tensor, Sampler, float]:
         """The times (nfe + 1,) of a walk, see `Schedule.grid`, its sampler and its consistency.
 
-        Unless nfe is given, what else is not is as the model's record recommends. A student's walk has one
-        time more, 1, start, 0: it takes the guess for its first answer, and its one call is at `start`.
-        ValueError for what cannot be.
+        What is not given is as in `walk`. A student's walk has one time more, 1, start, 0: it takes the
+        guess for its first answer, and its one call is at `start`. ValueError for what cannot be.
         """
-        said = {"nfe": 1 if self.alone else 10, "sampler": "sde", "power": 1.0, "consistency": 0.0}
-        said |= {k: self.record[k] for k in said if nfe is None and k in self.record}
-        given = {"nfe": nfe, "sampler": sampler, "power": power, "consistency": consistency}
-        how = said | {k: v for k, v in given.items() if v is not None}
+        how = self.walk(nfe, sampler, power=power, consistency=consistency)
         lam = how["consistency"]
-        if not (isinstance(lam, Real) and 0 <= lam < 10**9):
+        if not (isinstance(lam, Real) and 0 <= lam < 10**9):  # type: ignore[operator]
             raise ValueError(f"expected a finite consistency of at least 0, got {lam!r:.40}")
         if lam and not isinstance(self.denoiser.operator, Separable):
             raise ValueError(f"consistency needs a separable blur, got {self.made_for}")
@@ -144,8 +154,8 @@ class Restorer(nn.Module):
             kind, got = "student" if start else process, f"nfe={how['nfe']!r:.40}, power={how['power']!r:.40}"
             raise ValueError(f"a {kind} restores in one network call (nfe 1, power 1), got {got}")
         if start:
-            return torch.tensor([1.0, start, 0.0], dtype=torch.float64), how["sampler"], lam
-        return self.denoiser.bridge.schedule.grid(how["nfe"], how["power"]), how["sampler"], lam
+            return torch.tensor([1.0, start, 0.0], dtype=torch.float64), how["sampler"], float(lam)
+        return self.denoiser.bridge.schedule.grid(how["nfe"], how["power"]), how["sampler"], float(lam)
 
     @torch.no_grad()
     def restore(

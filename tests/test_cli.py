@@ -363,6 +363,39 @@ def test_degrade_then_restore_is_what_the_library_does(tmp_path, run_folder):
     assert Image.open(tmp_path / "both" / "photo.png").size == (48, 24)  # degraded and restored
 
 
+def test_evaluate_measures_what_restore_does_unless_told(tmp_path, run_folder, photos):
+    """The walk that the record recommends, in full; 1 and 10 calls where it recommends none."""
+    base = (
+        "evaluate",
+        "--checkpoint",
+        tmp_path / "own",
+        "--data",
+        photos,
+        "--metrics",
+        "psnr",
+        "--limit",
+        "2",
+    )
+    shutil.copytree(run_folder, tmp_path / "own")
+    file = tmp_path / "own" / "model.json"
+    content = json.loads(file.read_text())
+
+    def rows(*given):
+        assert code_of(*base, "--out", tmp_path / "e", *given) == 0
+        found = json.loads((tmp_path / "e" / "metrics.json").read_text())
+        return [(r["sampler"], r["nfe"]) for r in found["results"][1:]], found
+
+    assert rows()[0] == [("sde", 1), ("sde", 10)]
+    content["record"] |= {"nfe": 3, "sampler": "dbim", "power": 2.0}
+    file.write_text(json.dumps(content))
+    walks, found = rows()
+    assert (walks, found["power"], found["consistency"]) == ([("dbim", 3)], 2.0, 0.0)
+    assert found["results"][0]["psnr"]["value"] != found["results"][1]["psnr"]["value"]
+    assert rows("--power", "1")[1]["results"] != found["results"]
+    walks, found = rows("--nfe", "3")
+    assert (walks, found["power"]) == ([("sde", 3)], 1.0)
+
+
 def test_evaluate_writes_a_record_that_can_be_traced(tmp_path, run_folder, photos, capsys):
     out = tmp_path / "record"
     args = ["evaluate", "--checkpoint", run_folder, "--data", photos, "--nfe", "1", "2", "--samplers", "sde"]
