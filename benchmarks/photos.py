@@ -13,6 +13,7 @@ the blur. Cells that are measured are skipped.
 """
 
 import argparse
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -23,7 +24,7 @@ import torch
 from photos_training import learn
 from torch import Tensor
 
-from i2sb_lib.checkpoints import Pretrained, load_pretrained
+from i2sb_lib.checkpoints import load_pretrained
 from i2sb_lib.config import config_hash
 from i2sb_lib.data import embedded_photographs, fingerprint, load_images
 from i2sb_lib.degradations import Compose, Degradation, GaussianBlur, Quantise, create_degradation
@@ -49,22 +50,24 @@ def cells() -> dict[str, Degradation]:
     return found | {"mixture": create_degradation("mixture")}
 
 
-def change(model: Pretrained, x0: Tensor, x1: Tensor, nfe: int) -> dict[str, Any]:
+def each(x: Tensor, x0: Tensor) -> dict[str, Tensor]:
+    """PSNR, to 60 dB, since a clean picture's own is infinite, and LPIPS of each image."""
+    found = {k: m.per_image for k, m in evaluate(x, x0, ["psnr", "lpips"]).items()}
+    return {k: v.clamp(max=60) for k, v in found.items() if v is not None}
+
+
+def change(x0: Tensor, x1: Tensor, x: Tensor) -> dict[str, Any]:
     """Before, after and the difference, in PSNR and LPIPS; how many pictures got worse in each."""
-    before, after = (evaluate(x, x0, ["psnr", "lpips"]) for x in (x1, model.restore(x1, nfe)))
-    found: dict[str, Any] = {}
-    for name, sign in (("psnr", 1), ("lpips", -1)):
-        a, b = before[name].per_image, after[name].per_image
-        assert a is not None
-        assert b is not None
-        gain = bootstrap(b.clamp(max=60) - a.clamp(max=60))  # a clean picture's own is infinite
-        found[name] = {
-            "before": round(float(a.clamp(max=60).mean()), 6),
-            "after": round(float(b.clamp(max=60).mean()), 6),
-            "change": [round(v, 6) for v in gain[:3]],
-            "worse": int((sign * (b - a) < 0).sum()),
+    before, after = each(x1, x0), each(x, x0)
+    return {
+        name: {
+            "before": round(float(before[name].mean()), 6),
+            "after": round(float(after[name].mean()), 6),
+            "change": [round(v, 6) for v in bootstrap(after[name] - before[name])[:3]],
+            "worse": int((sign * (after[name] - before[name]) < 0).sum()),
         }
-    return found
+        for name, sign in (("psnr", 1), ("lpips", -1))
+    }
 
 
 def opened(file: Path, head: dict[str, Any]) -> dict[str, Any]:
@@ -85,7 +88,7 @@ def measure(args: argparse.Namespace) -> None:
     model = load_pretrained(args.checkpoint, "cpu")
     file = args.record / "metrics.json"
     record = opened(file, {"checkpoint": model.record, "seed": 0})
-    done = {(r["set"], r["cell"], r["nfe"]) for r in record["results"]}
+    done = {(r["set"], r["cell"], r["nfe"], r["sampler"]) for r in record["results"]}
     for given in args.sets:
         name, path = given.split("=")
         split = "test" if name in ("scenes", "embedded") else None
@@ -98,45 +101,60 @@ def measure(args: argparse.Namespace) -> None:
         record["device"] = device_name(model.device)
         for cell, degrade in ((k, d) for k, d in cells().items() if not args.cells or k in args.cells):
             x1 = quantise(degrade(x0, torch.Generator().manual_seed(2**31)))
-            for nfe in args.nfe:
-                if (name, cell, nfe) in done:
+            for calls in args.nfe or [None]:
+                walk = {k: v for k, v in model.walk(calls).items() if k in ("nfe", "sampler")}
+                if (name, cell, *walk.values()) in done:
                     continue
                 began = time.time()
-                found = change(model, x0, x1, nfe)
-                row = {"set": name, "cell": cell, "nfe": nfe, "images": len(x0), **found}
+                found = change(x0, x1, model.restore(x1, calls))
+                row = {"set": name, "cell": cell, **walk, "images": len(x0), **found}
                 row |= {"seconds": round(time.time() - began, 1), "git_commit": git_commit()}
                 record["results"].append(row)
                 said = "  ".join(
                     f"{k} {v['before']:8.4f} -> {v['after']:8.4f} ({v['worse']:3d} worse)"
                     for k, v in found.items()
                 )
-                print(f"{name:9s} {cell:30s} {nfe:2d} calls  {said}", flush=True)
+                print(f"{name:9s} {cell:30s} {walk['nfe']:2d} calls  {said}", flush=True)
                 record["git_commit"] = git_commit()
                 save(file, record)
 
 
 def threshold(args: argparse.Namespace) -> None:
-    """On training pictures, what is won by leaving alone what would change little: PSNR by least change."""
-    model = load_pretrained(args.checkpoint, "cpu")
-    model.record.pop("least_change", None)
-    some = [load_images(args.faces, "train", 64), load_images(args.scenes, "train", 64, crops=1)]
-    picked = torch.cat([s[:: len(s) // args.limit][: args.limit] for s in some])
-    x0, rows, found = to_float(picked), [], {}
-    for name, degrade in cells().items():
-        x1 = quantise(degrade(x0, torch.Generator().manual_seed(1)))
-        x = model.restore(x1, 1)
-        changed = 127.5 * (x - x1).square().flatten(1).mean(1).sqrt()
-        found[name] = changed, *(psnr(quantise(v), x0).clamp(max=60) for v in (x1, x))
-    for least in (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0):
-        gain = {k: float((torch.where(c < least, a, b) - a).mean()) for k, (c, a, b) in found.items()}
-        rows.append({"least_change": least, "gain": {k: round(v, 4) for k, v in gain.items()}})
-        mean, worst = sum(gain.values()) / len(gain), min(gain, key=gain.__getitem__)
-        print(
-            f"{least:.1f} grey levels: mean gain {mean:.3f} dB, least {gain[worst]:.3f} ({worst})", flush=True
-        )
-    data = {"faces": Path(args.faces).name, "scenes": Path(args.scenes).name, "images": len(x0)}
-    record = {"data": data | {"fingerprint": fingerprint(picked)}, "seed": 1, "results": rows}
-    record |= {"checkpoint": model.record, "device": device_name(model.device), "git_commit": git_commit()}
+    """On training pictures, what each walk wins, with what it would change little left alone."""
+    model, kinds = load_pretrained(args.checkpoint, "cpu"), cells()
+    chosen = {"least_change", "sampler", "nfe", "power"}
+    plain = {k: v for k, v in model.record.items() if k not in chosen}
+    some = {"faces": load_images(args.faces, "train", 64)}
+    some |= {"scenes": load_images(args.scenes, "train", 64, crops=1)}
+    some = {k: v[:: len(v) // args.limit][: args.limit] for k, v in some.items()}
+    rows = []
+    for given in args.walks:
+        sampler, nfe, power = given.split(":")
+        model.record = plain | {"sampler": sampler, "nfe": int(nfe), "power": float(power)}
+        found = {}
+        for (name, images), (cell, degrade) in itertools.product(some.items(), kinds.items()):
+            x0 = to_float(images)
+            x1 = quantise(degrade(x0, torch.Generator().manual_seed(1)))
+            x = quantise(model.restore(x1))
+            changed = 127.5 * (x - x1).square().flatten(1).mean(1).sqrt()
+            before, after = each(x1, x0), each(x, x0)
+            found[f"{name}, {cell}"] = {k: after[k] - before[k] for k in before} | {"by": changed}
+        for least in (0.0, 0.5, 1.0, 1.5, 2.0, 2.5):
+            won, lpips = (
+                {k: round(float(torch.where(v["by"] < least, 0, v[m]).mean()), 5) for k, v in found.items()}
+                for m in ("psnr", "lpips")
+            )
+            rows.append({"walk": given, "least_change": least, "psnr": won, "lpips": lpips})
+            mean, worse = sum(won.values()) / len(won), sum(v < 0 for v in won.values())
+            rough = sum(v > 0 for v in lpips.values())
+            print(
+                f"{given}, {least:.1f} grey levels: mean gain {mean:.3f} dB, worse in {worse} cells, "
+                f"least {min(won.values()):.2f} ({min(won, key=won.__getitem__)}); LPIPS worse in {rough}",
+                flush=True,
+            )
+    about = {k: {"images": len(v), "fingerprint": fingerprint(v)} for k, v in some.items()}
+    record = {"data": {"sets": about, "fingerprint": config_hash(about)}, "seed": 1, "results": rows}
+    record |= {"checkpoint": plain, "device": device_name(model.device), "git_commit": git_commit()}
     save(args.record.with_name("photos-robust-threshold") / "metrics.json", record)
 
 
@@ -181,7 +199,9 @@ def whole(args: argparse.Namespace) -> None:
         found = {"blurred": x1}
         for name, (method, _) in told.items():
             found[f"{name}, told the blur"] = method(x1, chosen[name]).clamp(-1, 1)
-        found |= {f"photos-robust, calls: {n}": model.restore(x1, n) for n in args.nfe}
+        found |= {
+            f"photos-robust, calls: {model.walk(n)['nfe']}": model.restore(x1, n) for n in args.nfe or [None]
+        }
         for name, x in found.items():
             for metric, value in evaluate(x, x0[None], ["psnr", "lpips"]).items():
                 values.setdefault(name, {}).setdefault(metric, []).append(value.value)
@@ -248,7 +268,9 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="photos-robust")
     parser.add_argument("--sets", nargs="+", default=["embedded=embedded"], help="NAME=PATH")
     parser.add_argument("--cells", nargs="+", help="these kinds of damage; all unless given")
-    parser.add_argument("--nfe", nargs="+", type=int, default=[1, 5])
+    parser.add_argument("--nfe", nargs="+", type=int, help="as the model recommends, unless given")
+    walks = ["sde:1:1", "ode:2:1", "dbim:2:1", "dbim:2:2", "dbim:3:2"]
+    parser.add_argument("--walks", nargs="+", default=walks, help="SAMPLER:CALLS:POWER to choose from")
     parser.add_argument("--limit", type=int, default=64, help="pictures of each set, or scenes")
     parser.add_argument("--record", type=Path, default=Path("data/runs/photos-robust-cells"))
     args = parser.parse_args()

@@ -89,11 +89,12 @@ photographs of one archive. Neither is what the world looks like.
 """
 
 
-def cell_table(name: str, kinds: Sequence[str] | None = None, which: str = "scenes", nfe: int = 1) -> str:
-    """Before and after by kind of damage, as `benchmarks/photos.py measure` recorded it."""
-    rows = json.loads((Path("data/runs") / f"{name}-cells" / "metrics.json").read_text())["results"]
+def cell_table(name: str, kinds: Sequence[str] | None = None, which: str = "scenes") -> str:
+    """Before and after by kind of damage, as `benchmarks/photos.py measure` recorded its walk."""
+    record = json.loads((Path("data/runs") / f"{name}-cells" / "metrics.json").read_text())
+    walk = [record["checkpoint"].get(k, other) for k, other in (("nfe", 10), ("sampler", "sde"))]
     lines = ["| damage | PSNR (dB) | LPIPS (alex) |", "|---|---|---|"]
-    for row in (r for r in rows if (r["set"], r["nfe"]) == (which, nfe)):
+    for row in (r for r in record["results"] if [r["set"], r["nfe"], r["sampler"]] == [which, *walk]):
         if kinds and row["cell"] not in kinds:
             continue
         whole = row["psnr"]["before"] >= 60
@@ -160,11 +161,11 @@ def card(name: str, metrics: dict[str, Any]) -> str:
     model, record = load_pretrained(name, "cpu").denoiser, metrics["checkpoint"]
     training, known = record["training"], model.config.tikhonov > 0
     robust = training["degradation"] == "mixture"
-    calls, seconds = record.get("nfe", 10), record["seconds"]
+    calls, how, seconds = record.get("nfe", 10), record.get("sampler"), record["seconds"]
     return (ROBUST if robust else CARD).format(
         name=name,
         cells=cell_table(name) if robust else "",
-        calls="one call" if calls == 1 else f"{calls} calls",
+        calls="one call" if calls == 1 else f"{calls} calls" + (f" of `{how}`" if how else ""),
         floor=training.get("damage_floor", 0.0),
         init=training.get("init", ""),
         least=record.get("least_change", 0.0),
@@ -192,7 +193,7 @@ def card(name: str, metrics: dict[str, Any]) -> str:
         note=NOTES.get(name, ""),
         tested=metrics["data"]["images"],
         table=table(metrics["results"]),
-        walk=walk(name, record),
+        walk="" if robust else walk(name, record),
         wrong="\nWhere the blur is not the one it is told, what it is shown is wrong as well."
         if known
         else "",
@@ -204,6 +205,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--test", help="clean test photographs")
     parser.add_argument("--nfe", nargs="+", help="1 2 5 10, or the one number that it takes, unless given")
+    parser.add_argument("--recommended", action="store_true", help="the walk that it recommends, no --nfe")
     parser.add_argument("--of", help="what the training images are, where they were given in memory")
     parser.add_argument("--calls", type=int, help="network calls that the model recommends, if not ten")
     parser.add_argument("--sampler", help="which it recommends, if not sde")
@@ -227,7 +229,8 @@ def main() -> None:
         save_pretrained(shipped, run.denoiser, record)
         command = ["evaluate", "--checkpoint", str(shipped), "--data", args.test, "--out", str(out)]
         calls = args.nfe or (["1"] if run.alone else ["1", "2", "5", "10"])
-        i2sb([*command, "--nfe", *calls, "--metrics", *METRICS])
+        nfe = [] if args.recommended else ["--nfe", *calls]
+        i2sb([*command, *nfe, "--metrics", *METRICS])
         shutil.copy(args.run / "history.json", out / "history.json")
     text = card(name, json.loads((out / "metrics.json").read_text()))
     atomic_write(shipped / "README.md", lambda p: p.write_text(text))

@@ -57,7 +57,7 @@ def main() -> None:
             found = estimate_sigma(x1)
             ways = {
                 "degraded": x1,
-                "default": blind.restore(x1, 1),
+                "default": blind.restore(x1),
                 "told 2": aware.restore(x1, 1),
                 "told the estimate": told(aware, x1, found),
                 "told the truth": told(aware, x1, torch.full_like(found, sigma)),
