@@ -74,6 +74,11 @@ def test_the_readme_states_what_the_default_does_to_each_kind_of_damage():
     kinds = re.findall(r"^\| ([^|]+) \| [\d.a-z]+ → [\d.]+ \|", text, re.M)
     assert {"clean", "blur 1", "blur 2", "noise 0.05", "JPEG 30"} <= set(kinds)
     assert script("ship").cell_table(DEFAULT, kinds) in text
+    walk = {k: load_pretrained(DEFAULT, "cpu").walk()[k] for k in ("nfe", "sampler")}
+    rows = [r for r in run("photos-robust-cells")["results"] if walk.items() <= r.items()]
+    rows = [r for r in rows if r["set"] != "allfaces" and r["cell"] != "clean"]
+    lost = sum(r["psnr"]["change"][0] < 0 for r in rows)
+    assert f"{lost} cells of {len(rows)} have fewer decibels afterwards" in " ".join(text.split())
 
 
 def test_the_readme_states_what_the_default_does_to_whole_scenes():
