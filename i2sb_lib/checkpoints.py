@@ -182,7 +182,8 @@ def load_pretrained(
         device = torch.device(device) if device else auto_device()
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"expected a device that is here, got {device} ({first_line(error)})") from None
+        why = first_line(error).split(". ")[0]  # what torch supposes and advises goes on
+        raise ValueError(f"expected a device that is here, got {device} ({why})") from None
     path = _find(str(name))
     try:
         model, shards, record = _read(path / "model.json")

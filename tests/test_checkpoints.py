@@ -242,6 +242,17 @@ def test_a_device_that_is_none_is_refused_before_weights_are_read(folder, monkey
         load_pretrained(folder, "gpu")
 
 
+def test_a_device_that_is_not_here_is_told_in_one_sentence(folder, monkeypatch):
+    """Of "mps" torch says much, cut in the middle of an advice to the people at Facebook."""
+
+    def zeros(*size, device):
+        raise NotImplementedError("Could not run 'aten::empty'. This could be" + " because" * 99)
+
+    monkeypatch.setattr(torch, "zeros", zeros)
+    with pytest.raises(ValueError, match=r"got mps \(Could not run 'aten::empty'\)$"):
+        load_pretrained(folder, "mps")
+
+
 def test_weights_are_float32_whatever_the_host_s_default_is(folder):
     torch.set_default_dtype(torch.float64)
     try:
