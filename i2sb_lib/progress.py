@@ -6,8 +6,8 @@ from typing import Any, TextIO
 
 from tqdm.auto import tqdm
 
-EVERY = 60.0  # seconds between two lines of a log
-DELAY = 5.0  # before the first, as before a bar: what is done by then needs none
+EVERY = 60.0  # seconds before a log's first line, and between two
+DELAY = 5.0  # before a bar: what is done by then needs none
 _LINE = "{desc}: {n_fmt} of {total_fmt} {unit}, {elapsed} gone, about {remaining} to go{postfix}"
 
 
@@ -32,8 +32,9 @@ def progress(
 ) -> tqdm:
     """tqdm over `items` (or of options' total, advanced by hand), with an estimate, on stderr.
 
-    After DELAY seconds: on a terminal a bar; elsewhere a line, another every EVERY seconds and at the end.
-    show: False for silence. desc says what is done, unit what is counted.
+    On a terminal a bar, after DELAY seconds; elsewhere a line every EVERY seconds, and at the end of what
+    took so long: many small works, as of a folder's pictures, fill no log. show: False for silence. desc
+    says what is done, unit what is counted.
     """
     how: dict[str, Any] = {"delay": DELAY}
     show = show and not getattr(sys.stderr, "closed", sys.stderr is None)  # as a shell or a service does

@@ -47,6 +47,17 @@ def test_short_work_in_a_pipe_and_silenced_work_say_nothing(pipe, monkeypatch):
     assert stream.getvalue() == ""
 
 
+def test_work_longer_than_a_bar_s_delay_and_shorter_than_a_line_s_says_nothing_in_a_pipe(pipe, monkeypatch):
+    """Else each picture of a folder would, beside its path."""
+    monkeypatch.setattr(module, "DELAY", 0.01)
+    monkeypatch.setattr(module, "EVERY", 5.0)
+    for terminal in (False, True):
+        stream = pipe(terminal)
+        for _ in progress(range(8), desc="restoring", unit="calls"):
+            time.sleep(0.02)
+        assert ("restoring" in stream.getvalue()) == terminal
+
+
 @pytest.mark.parametrize("kind", ["none", "closed"])
 def test_where_stderr_is_closed_nothing_is_said_and_nothing_fails(monkeypatch, kind):
     """As of pythonw and services."""
