@@ -81,9 +81,10 @@ By kind of damage, before and after, on 64×64 crops of photographs of natural s
 The other sets and numbers of calls are in `data/runs/{name}-cells/metrics.json`, whole photographs beside
 methods that are told the blur in `data/runs/{name}-scenes/metrics.json`.
 
-**Use it for** pictures that are a little blurred, noisy or compressed. **Do not use it** to identify anyone:
-what it restores is plausible, not true. On the blur of `celeba64-deblur-blind` that
-model does better. CelebA consists of celebrities and is not balanced in age, skin tone or sex; the scenes are
+**Use it for** photographs that are a little blurred, noisy or compressed. Text, screens and drawings were not
+among its pictures, and smooth places can get a grain that was never there. **Do not use it** to identify
+anyone: what it restores is plausible, not true. On the blur of `celeba64-deblur-blind` that model does
+better. CelebA consists of celebrities and is not balanced in age, skin tone or sex; the scenes are
 photographs of one archive. Neither is what the world looks like.
 
 **Licence.** The weights are released for non-commercial research, as the photographs are; the code is MIT.
@@ -117,10 +118,11 @@ trained it, one CUDA graph a step, beside another training on the same card.""",
     "celeba64-deblur-blind-full": """ A draft of `benchmarks/captured.py`
 trained it, one CUDA graph a step.""",
     "photos-robust": """ This is its last training of four
-(`--init RUN --alone 0.5`: half of the pictures have one kind of damage alone), each with AdamW anew and from
-the weights of the one before. The first: 6,299 steps of 128, learning rate 0.0015, floor 4, in 380 seconds on
-an H100, beside two other trainings (`benchmarks/gpu_flagship.py`). The second: 2,200 steps of 16, floor 2, 42
-minutes on a CPU. The third: 4,250 steps of 16, of 6,000 that were planned, 93 minutes on a CPU.""",
+(`--init RUN --alone 0.5 --steps 2700`: half of the pictures have one kind of damage alone), each with AdamW
+anew and from the weights of the one before. The first: 6,299 steps of 128, learning rate 0.0015, floor 4, in
+380 seconds on an H100, beside two other trainings (`benchmarks/gpu_flagship.py`). The second: 2,200 steps of
+16, floor 2, 42 minutes on a CPU. The third, `photos-robust-second`: 4,250 steps of 16, of 6,000 that were
+planned, 93 minutes on a CPU.""",
 }
 
 
