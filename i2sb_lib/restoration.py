@@ -230,7 +230,7 @@ class Restorer(nn.Module):
             for n, m in zip(native, padded, strict=True)
         ]
         whole = list(native) if self.denoiser.config.wiener else whole  # which looks at its borders
-        windows, guessed = Windows(*padded), "start" in self.record
+        windows, guessed = Windows(padded[0], padded[1], stride), "start" in self.record
         nfe = len(times) - 1 - guessed
         size = batch_size or max(1, (16 if device.type == "cpu" else 64) * 64**2 // (padded[0] * padded[1]))
         kind = auto_precision(device)

@@ -1,5 +1,6 @@
 """A function of large pictures, done window by window, so that its memory does not grow with the picture."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -8,28 +9,33 @@ from torch import Tensor
 WINDOW, OVERLAP = 512, 64
 
 
-def _spans(n: int) -> list[tuple[slice, Tensor]]:
-    """Windows that cover n pixels, WINDOW each or all, and their weights, which add up to one at every pixel.
+def _spans(n: int, unit: int) -> list[tuple[slice, Tensor]]:
+    """Windows that cover n pixels, alike and as many as of WINDOW pixels, and their weights.
 
-    The weights fall towards a window's ends like the square of the distance: what is wrong there for want
-    of the rest counts little.
+    A window is as small as that allows, in units. The weights add up to one at every pixel, and fall towards
+    a window's ends like the square of the distance: what is wrong there for want of the rest counts little.
     """
     if n <= WINDOW:
         return [(slice(0, n), torch.ones(n))]
-    starts = [*range(0, n - WINDOW, WINDOW - OVERLAP), n - WINDOW]
-    place = torch.arange(1, WINDOW + 1)
+    count = -(-(n - OVERLAP) // (WINDOW - OVERLAP))
+    side = min(n, -(-(-(-(n - OVERLAP) // count) + OVERLAP) // unit) * unit)
+    starts = [*range(0, n - side, side - OVERLAP), n - side]
+    place = torch.arange(1, side + 1)
     ramp = torch.minimum(place, place.flip(0)).clamp(max=OVERLAP).float() ** 2
     total = torch.zeros(n)
     for i in starts:
-        total[i : i + WINDOW] += ramp
-    return [(slice(i, i + WINDOW), ramp / total[i : i + WINDOW]) for i in starts]
+        total[i : i + side] += ramp
+    return [(slice(i, i + side), ramp / total[i : i + side]) for i in starts]
 
 
 class Windows:
-    """Overlapping windows over pictures of height x width pixels: one where both are at most WINDOW."""
+    """Overlapping windows over pictures of height x width pixels: one where both are at most WINDOW.
 
-    def __init__(self, height: int, width: int) -> None:
-        self.rows, self.columns = _spans(height), _spans(width)
+    Where there are more, their sides are multiples of `stride`.
+    """
+
+    def __init__(self, height: int, width: int, stride: int = 1) -> None:
+        self.rows, self.columns = (_spans(n, math.lcm(OVERLAP, stride)) for n in (height, width))
 
     def __len__(self) -> int:
         return len(self.rows) * len(self.columns)

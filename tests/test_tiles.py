@@ -41,3 +41,26 @@ def test_every_pixel_is_seen_in_its_place_and_in_the_first_picture_s_type(size):
     found = Windows(*size)(lambda a, b: a + b, x.float(), 2 * x)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, 3 * x.float(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("n", "stride", "side", "starts"),
+    [
+        (512, 1, 512, [0]),
+        (528, 8, 320, [0, 208]),
+        (640, 16, 384, [0, 256]),
+        (1024, 1, 384, [0, 320, 640]),
+        (2000, 64, 512, [0, 448, 896, 1344, 1488]),
+        (768, 128, 512, [0, 256]),  # for a network that halves seven times
+        (600, 300, 600, [0]),
+    ],
+)
+def test_windows_are_alike_and_no_larger_than_their_number_needs(monkeypatch, n, stride, side, starts):
+    monkeypatch.setattr(tiles, "WINDOW", 512)
+    monkeypatch.setattr(tiles, "OVERLAP", 64)
+    spans = Windows(8, n, stride).columns
+    assert [(s.start, s.stop) for s, _ in spans] == [(i, i + side) for i in starts]
+    total = torch.zeros(n)
+    for where, weight in spans:
+        total[where] += weight
+    torch.testing.assert_close(total, torch.ones(n))
