@@ -55,7 +55,7 @@ ROBUST = """# {name}
 An image-to-image Schrödinger bridge for pictures whose damage is not known: it takes out some of the blur (of
 focus or motion, to about 3 pixels), of the noise (to 0.1 of the range), alone or together,
 also after JPEG, and leaves a picture that is whole nearly as it is. About JPEG alone it does little,
-and smooths.
+often at a higher LPIPS.
 It sees the picture only, of any size, and what can be guessed from it: Wiener's filter for the Gaussian blur
 and the noise that it most likely has (`i2sb_lib.wiener`).
 

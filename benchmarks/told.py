@@ -1,8 +1,8 @@
 """May a model that was trained for one blur be told another, with the sigma that a picture seems to have?
 
 The operator-aware model sees x1 and a Tikhonov inverse. Its network was trained on sigma 2; the inverse can
-be that of any Gaussian blur. One call each, over blurs of many sigmas: the model as it is, told the sigma
-that `estimate_sigma` reads off each picture, told the true one, and the default model, which is told nothing.
+be that of any Gaussian blur. Over blurs of many sigmas, one call of the model as it is, told the sigma that
+`estimate_sigma` reads off each picture, told the true one; and the default model, as it does unless told.
 
     python benchmarks/told.py --data PATH [--out data/runs/told]
 """

@@ -126,6 +126,18 @@ def test_the_default_s_recorded_numbers_come_out_again(cell):
         assert float(psnr(x, x0).clamp(max=60).mean()) == pytest.approx(row["psnr"][when], abs=0.05)
 
 
+def test_the_readme_states_what_the_default_s_trainings_were():
+    text = " ".join((ROOT / "README.md").read_text().split())
+    file = ROOT / "data" / "runs" / DEFAULT / "trainings.json"
+    first, *later = json.loads(file.read_text())["before"] + [load_pretrained(DEFAULT, "cpu").record]
+    seen = sum(r["step"] * r["training"]["batch_size"] for r in (first, *later))
+    assert f"It saw {round(seen, -4):,}: {first['seconds']:.0f} seconds of training on an H100" in text
+    assert "H100" in first["device"]
+    assert {r["device"][:3] for r in later} == {"cpu"}
+    assert 3.2 < sum(r["seconds"] for r in later) / 3600 < 3.3
+    assert "then 3¼ hours on a CPU" in text
+
+
 @functools.cache
 def faces(degradation: str, seed: int) -> tuple[str, float, torch.Tensor, torch.Tensor]:
     """The photographs' fingerprint, the mean PSNR of them as they are degraded, and the first 8 x0 and x1."""
