@@ -1,6 +1,6 @@
 """A model for pictures whose damage is not known: its training, and what it does to each kind of picture.
 
-    python benchmarks/photos.py train --faces PATH --scenes PATH [--init RUN] [--alone 0.5] [--out RUN]
+    python benchmarks/photos.py train --faces PATH --scenes PATH [--init RUN --alone 0.5] [--out RUN]
     python benchmarks/photos.py measure --sets faces=PATH scenes=PATH … [--checkpoint photos-robust]
     python benchmarks/photos.py threshold --faces PATH --scenes PATH [--checkpoint photos-robust]
     python benchmarks/photos.py whole --scenes PATH [--checkpoint photos-robust]
@@ -264,6 +264,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/photos-robust"))
     parser.add_argument("--init", help="folder of a training, to train on from its weights")
     parser.add_argument("--alone", type=float, default=0, help="share of pictures with one kind of damage")
+    parser.add_argument("--mild", type=float, default=1, help="below 1: of these, JPEG is weak more often")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=6300)
     parser.add_argument("--checkpoint", default="photos-robust")
     parser.add_argument("--sets", nargs="+", default=["embedded=embedded"], help="NAME=PATH")

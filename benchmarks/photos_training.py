@@ -5,7 +5,8 @@ A batch is faces and pieces of scenes, cut anew for every step, of which some ar
 (`gpu_flagship.py --models photos-robust`), where other processes make the pairs and Wiener's guesses. In it
 some clean pictures have grain or were coded before, and are to be left so. With --init the next goes on from
 a run's weights, without those, with more scenes as they are, and with weak damage counting more; with --alone
-it gives that share of the pictures one kind of damage alone, of which `Mixture` makes few.
+it gives that share of the pictures one kind of damage alone, of which `Mixture` makes few, with --mild below
+1 weak JPEG more often. Another --seed, other pairs.
 """
 
 import argparse
@@ -41,13 +42,17 @@ GRAIN = 0.02  # the most, of clean pictures
 
 
 class Mix(NamedTuple):
-    """Shares of a batch (the rest: faces), of shrunk pieces, of worn and of singly damaged pictures."""
+    """Shares of a batch (the rest: faces), of shrunk pieces, of worn and of singly damaged pictures.
+
+    mild: of these, a coded one has JPEG's quality from u^mild, u uniform: nearer the best below 1.
+    """
 
     whole: float
     cut: float
     shrunk: float
     worn: float
     alone: float = 0
+    mild: float = 1
 
 
 MIX, SECOND_MIX = Mix(1 / 4, 1 / 4, 1 / 2, 1 / 10), Mix(3 / 8, 1 / 4, 1 / 4, 0)
@@ -95,6 +100,7 @@ class Pairs(IterableDataset[tuple[Tensor, Tensor, Tensor]]):
         alone = u[:, 14] < self.mix.alone  # of blur, shrinking, noise and JPEG the one that u[:, 15] says
         u[alone, 0] = 1
         u[alone, 1:5] = (torch.arange(4) != (4 * u[alone, 15:]).floor()).float()
+        u[alone, 13] **= self.mix.mild
         return x0, self.mixture.degrade(x0, u[:, :14], noise)
 
     def pairs(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -160,8 +166,8 @@ def create_run(config: TrainConfig, resume: bool, faces: str, scenes: str, mix: 
 
 def learn(args: argparse.Namespace) -> None:
     recipe = RECIPE | (SECOND | {"init": args.init} if args.init else {})
-    config = TrainConfig(**recipe, steps=args.steps, out=str(args.out))
+    config = TrainConfig(**recipe, steps=args.steps, seed=args.seed, out=str(args.out))
     resume, mix = (args.out / "state.pt").exists(), SECOND_MIX if args.init else MIX
-    run = create_run(config, resume, args.faces, args.scenes, mix._replace(alone=args.alone))
+    run = create_run(config, resume, args.faces, args.scenes, mix._replace(alone=args.alone, mild=args.mild))
     with progress(total=config.steps, initial=run.step, desc="training", unit="steps", show=True) as bar:
         side_by_side([run], config.save_every, lambda run, line: bar.update(run.step - bar.n))

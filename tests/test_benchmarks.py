@@ -546,6 +546,10 @@ def test_the_robust_model_s_pairs_are_their_steps_own_whoever_makes_them(tmp_pat
     pairs_alone.mixture = type("Spy", (), {"degrade": lambda self, x, u, noise: seen.append(u) or x})()
     for step in range(8):
         pairs_alone.pairs(step)
+    pairs_alone.mix = pairs_alone.mix._replace(mild=0.5)
+    pairs_alone.pairs(7)
+    torch.testing.assert_close(seen[-2][:, 13], seen[-4][:, 13].sqrt())  # JPEG of higher quality
+    assert all(torch.equal(seen[-2][:, k], seen[-4][:, k]) for k in range(14) if k != 13)
     happens = torch.cat(seen)[:, 1:5] < torch.tensor([0.7, 0.25, 0.4, 0.4])
     assert happens.sum(1).max() == 1
     assert happens.sum(0).min() > 3
