@@ -37,9 +37,10 @@ def main() -> None:
     held = images[order[: how["holdout"]]][: args.limit]
     x0 = to_float(held)
     x1 = quantise(create_pair_maker(how)(x0, torch.Generator().manual_seed(2**31))).float()
-    config = {"model": args.model, "walks": WALKS, "weights": WEIGHTS}
+    walks = WALKS[:1] if model.alone else WALKS
+    config = {"model": args.model, "walks": walks, "weights": WEIGHTS}
     record = head(args.data, held, config, model.device)
-    for sampler, nfe, power in WALKS:
+    for sampler, nfe, power in walks:
         for lam in WEIGHTS:
             x = model.restore(x1, nfe, sampler, power=power, consistency=lam)  # type: ignore[arg-type]
             values = numbers(x, x0, args.metrics)

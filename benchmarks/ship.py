@@ -108,8 +108,9 @@ def cell_table(name: str, kinds: Sequence[str] | None = None, which: str = "scen
 
 NOTES = {
     "celeba64-deblur-student": """ A student: its targets are not the photographs
-but what five calls of `celeba64-deblur` (`dbim`, power 2) make of them, each with a noise of its own; it
-starts from that model's weights (`benchmarks/student.py`, `data/runs/student`) and restores in one call.""",
+but what five calls of `celeba64-deblur-long` (`dbim`, power 2) make of them, each with a noise of its own;
+it starts from that model's weights (`benchmarks/student.py`, `data/runs/student-long`) and restores in one
+call.""",
     "celeba64-deblur-blind": """ The length of the cosine decay was shortened twice while the run was
 under way (6,500, then 5,000, then 4,400 steps): repeating it from the configuration gives a slightly
 different model.""",
@@ -156,7 +157,7 @@ def walk(name: str, record: dict[str, Any]) -> str:
     (row,) = (r for r in rows if (r["sampler"], r["nfe"], r["power"], r.get("lam", 0.0)) == how)
     values = ", ".join(f"{label} {row[k]['value']:.{DIGITS[k]}f}" for k, label in METRICS.items())
     more = f", consistency {how[3]:g}" if how[3] else ""
-    what = f"{how[1]} calls of `{how[0]}`, power {how[2]:g}{more}"
+    what = f"{how[1]} calls of `{how[0]}`, power {how[2]:g}{more}" if how[1] > 1 else f"one call{more}"
     return f"Unless told otherwise it takes {what}: {values} (`data/runs/ladder`).\n\n"
 
 
