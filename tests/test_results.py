@@ -62,6 +62,9 @@ def test_the_readme_states_the_recorded_numbers():
     assert load_pretrained("celeba64-deblur-long", "cpu").recommended()[1:] == ("dbim", advised["lam"])
     student = run("celeba64-deblur-student")["results"][1:]
     assert stated(text, r"I²SB, student \| 1") == [recorded(r) for r in student]
+    advised = next(r for r in run("ladder")["results"] if r["row"] == "celeba64-deblur-student:sde:1:1:1e-2")
+    assert stated(text, r"I²SB, student, as it does unless told \| 1") == [recorded(advised)]
+    assert load_pretrained("celeba64-deblur-student", "cpu").recommended()[1:] == ("sde", advised["lam"])
     for head, name, nfe in (("regression", "regression", 1), ("diffusion from noise", "diffusion", 10)):
         row = next(
             r for r in run(f"celeba64-deblur-{name}")["results"] if (r["sampler"], r["nfe"]) == ("sde", nfe)
