@@ -56,18 +56,23 @@ def each(x: Tensor, x0: Tensor) -> dict[str, Tensor]:
     return {k: v.clamp(max=60) for k, v in found.items() if v is not None}
 
 
-def change(x0: Tensor, x1: Tensor, x: Tensor) -> dict[str, Any]:
-    """Before, after and the difference, in PSNR and LPIPS; how many pictures got worse in each."""
+def change(x0: Tensor, x1: Tensor, x: Tensor, kept: Tensor) -> dict[str, Any]:
+    """Before, after and the difference, in PSNR and LPIPS; how many pictures got worse in each.
+
+    kept (B,): which pictures the model leaves as they are when they are whole; of these, the mean difference.
+    """
     before, after = each(x1, x0), each(x, x0)
-    return {
-        name: {
+    found = {}
+    for name, sign in (("psnr", 1), ("lpips", -1)):
+        by = after[name] - before[name]
+        found[name] = {
             "before": round(float(before[name].mean()), 6),
             "after": round(float(after[name].mean()), 6),
-            "change": [round(v, 6) for v in bootstrap(after[name] - before[name])[:3]],
-            "worse": int((sign * (after[name] - before[name]) < 0).sum()),
+            "change": [round(v, 6) for v in bootstrap(by)[:3]],
+            "worse": int((sign * by < 0).sum()),
+            "kept": [round(v, 6) for v in bootstrap(by[kept])[:3]] if kept.any() else None,
         }
-        for name, sign in (("psnr", 1), ("lpips", -1))
-    }
+    return found
 
 
 def opened(file: Path, head: dict[str, Any]) -> dict[str, Any]:
@@ -95,7 +100,9 @@ def measure(args: argparse.Namespace) -> None:
         clean = load_images(path, split, 64, crops=int(name == "scenes"))
         clean = clean[:: max(1, len(clean) // args.limit)][: args.limit]
         x0 = to_float(clean)
+        kept = (to_uint8(model.restore(x0)) == clean).flatten(1).all(1)
         about = {"source": Path(path).name, "images": len(x0), "fingerprint": fingerprint(clean)}
+        about |= {"kept": int(kept.sum())}
         sets = record.get("data", {}).get("sets", {}) | {name: about}
         record["data"] = {"sets": sets, "fingerprint": config_hash(sets)}
         record["device"] = device_name(model.device)
@@ -106,7 +113,7 @@ def measure(args: argparse.Namespace) -> None:
                 if (name, cell, *walk.values()) in done:
                     continue
                 began = time.time()
-                found = change(x0, x1, model.restore(x1, calls))
+                found = change(x0, x1, model.restore(x1, calls), kept)
                 row = {"set": name, "cell": cell, **walk, "images": len(x0), **found}
                 row |= {"seconds": round(time.time() - began, 1), "git_commit": git_commit()}
                 record["results"].append(row)
