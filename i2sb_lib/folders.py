@@ -151,7 +151,7 @@ def _lost(out: Path, by: str, file: Path, originals: set[tuple[int, int]]) -> st
     if not out.exists() or (not source and os.access(out, os.W_OK) and is_ours(out, _making(by, file))):
         return ""
     unmarked = out.suffix.lower() in (".bmp", ".ppm") and not source
-    how = f", and no {out.suffix} tells if it is one: delete it, or choose .png" * unmarked
+    how = f", and no {out.suffix} tells if it is one: delete it, or choose another target" * unmarked
     if is_ours(out) and not source:
         made = "which another command or picture, or this one before it was edited, made: delete it to go on"
         return f"other result, got {out} there, {made}"

@@ -250,9 +250,9 @@ def taken(x: Any, channels: int = 3) -> tuple[list[Tensor], Callable[[list[Tenso
             pixels = torch.from_numpy(batch.copy()).permute(0, 3, 1, 2)
             back = lambda ys: to_uint8(torch.stack(ys)).permute(0, 2, 3, 1).cpu().numpy().reshape(x.shape)  # noqa: E731
             return list(to_float(pixels)), back
-    got = f"{x.dtype} of shape {tuple(x.shape)}" if hasattr(x, "shape") else type(x).__name__
-    kinds_ = f"a path, an image of Pillow's, uint8 (H, W, {channels}), or a list of these"
-    raise ValueError(f"expected floats (B, {channels}, H, W) in [-1, 1], {kinds_}, got {got}")
+    got = type(x).__name__ + (f" of {x.dtype} of shape {tuple(x.shape)}" if hasattr(x, "shape") else "")
+    kinds_ = f"a path, an image of Pillow's, uint8 (H, W, {channels}), a list of these"
+    raise ValueError(f"expected {kinds_}, or a tensor of floats (B, {channels}, H, W) in [-1, 1], got {got}")
 
 
 def save_image(x: Tensor, path: str | Path | BinaryIO, source: str | None = None) -> None:

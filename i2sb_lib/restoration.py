@@ -103,11 +103,14 @@ class Restorer(nn.Module):
                 kind = f"{count} of {len(x1)} images do not look like photographs under the"
                 kind += f" {operator} that this model was made for"
                 if isinstance(operator, GaussianBlur) and min(x1.shape[-2:]) >= LEAST:
-                    wide = f"{float(estimate_sigma(x1[misfits][:1], operator.kernel_size)):.1f}"
-                    same = wide == f"{operator.sigma:.1f}"
-                    how = "as wide, with other taps, borders or noise" if same else f"more like sigma {wide}"
-                    kind += f" ({'it is' if len(x1) == 1 else 'the first is'} {how})"
-                warn(f"restore: {kind}: they may come out worse than they went in")
+                    sigma = float(estimate_sigma(x1[misfits][:1], operator.kernel_size))
+                    near = abs(sigma - operator.sigma) < 0.25
+                    how = (
+                        "as wide, with other taps, borders, noise" if near else f"more like sigma {sigma:.1f}"
+                    )
+                    kind += f" ({'it is' if len(x1) == 1 else 'the first is'} {how}, or a JPEG)"
+                kind += ": they may come out worse than they went in"
+                warn(f"restore: {kind}; the default model is for any picture")
 
     @property
     def alone(self) -> bool:

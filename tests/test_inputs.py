@@ -514,10 +514,18 @@ class TestPictures:
             assert np.abs(model.restore([x], 3, seed=[seed])[0].astype(int) - y).max() <= 1
 
     @pytest.mark.parametrize(
-        "x", [7, [], np.zeros((8, 8, 3)), np.zeros((8, 8, 2), np.uint8), [torch.zeros(3, 8, 8)]]
+        ("x", "got"),
+        [
+            (7, "int"),
+            ([], "list"),
+            (np.zeros((8, 8, 3)), r"ndarray of float64 of shape \(8, 8, 3\)"),
+            (np.zeros((1, 3, 8, 8), np.float32), r"ndarray of float32 of shape \(1, 3, 8, 8\)"),
+            (np.zeros((8, 8, 2), np.uint8), r"ndarray of uint8 of shape \(8, 8, 2\)"),
+            ([torch.zeros(3, 8, 8)], r"Tensor of torch.float32 of shape \(3, 8, 8\)"),
+        ],
     )
-    def test_other_things_are_refused_in_a_sentence(self, model, x):
-        with pytest.raises(ValueError, match="expected floats"):
+    def test_other_things_are_refused_in_a_sentence(self, model, x, got):
+        with pytest.raises(ValueError, match=rf"or a tensor of floats \(B, 3, H, W\) in .*, got {got}$"):
             model.restore(x)
 
     @pytest.mark.parametrize("batch_size", [True, 1.5, 0])
