@@ -99,7 +99,8 @@ def test_checks_of_a_cell_are_one_output_behind_the_others():
 def test_checks_of_a_figure_stand_below_it_and_not_in_a_figure_of_their_own():
     figure = code("check()", "hide-input", outputs=(FIGURE, checked("a")))
     figure["metadata"]["mystnb"] = {"figure": {"caption": "once"}}
-    above, below = shown(figure)
+    above, below = shown(figure | {"id": "c1"})
+    assert (above["id"], below["id"]) == ("c1", "c1-checks")  # the same twice is corrected with a warning
     assert above["outputs"] == [FIGURE]
     assert "mystnb" not in below["metadata"]
     assert [r["claim"] for r in listed(*below["outputs"])] == ["a"]

@@ -48,7 +48,7 @@ def page(notebook: dict[str, Any]) -> dict[str, Any]:
             elif "figure" in cell["metadata"].get("mystnb", {}) and (line := checks_of(cell)):
                 cell["outputs"].remove(*line)  # each output of its cell would get the caption
                 cells.append(cell)
-                cell = {**cell, "source": "", "outputs": line, "metadata": {}}
+                cell = {**cell, "id": f"{cell['id']}-checks", "source": "", "outputs": line, "metadata": {}}
         elif "items" in cell["metadata"].get("tags", []):
             cell["source"] = ITEM.sub(lambda head: head[0].rstrip() + "\n\n```{rest}\n```\n", source(cell))
         cells.append(cell)
