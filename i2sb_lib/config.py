@@ -152,9 +152,7 @@ def create_pair_maker(config: dict[str, Any]) -> Degradation:
     """
     if config["degradation"] == CUSTOM:
         got = "expected a model of a degradation with a name, got one of pairs or a degradation of one's own"
-        raise ValueError(
-            f"{got}: give evaluate --degraded FOLDER, restore degraded pictures without --degrade"
-        )
+        raise ValueError(f"{got}: evaluate with --degraded FOLDER, restore degraded images without --degrade")
     options = config["degradation_options"] | {k: config[k] for k in ("noise", "quantise")}
     return create_degradation(config["degradation"], **options)
 

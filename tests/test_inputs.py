@@ -556,7 +556,7 @@ class TestCommandLine:
         model.save_pretrained(folders / "model")
         at, clean = ["--checkpoint", str(folders / "model")], str(folders / "clean")
         for command in (["evaluate", "--data", clean], ["restore", clean, str(folders / "out"), "--degrade"]):
-            with pytest.raises(SystemExit, match=r"got one of pairs or .* give evaluate --degraded FOLDER"):
+            with pytest.raises(SystemExit, match=r"got one of pairs or .* evaluate with --degraded FOLDER"):
                 main([*command, *at])
 
     @pytest.mark.slow
@@ -582,7 +582,7 @@ class TestCommandLine:
         main(["restore", str(folders / "dark"), str(folders / "restored"), "--checkpoint", at, "--nfe", "1"])
         assert len(list((folders / "restored").iterdir())) == 10
         main(["train", *data, "--out", str(folders / "again"), *small, "--init", at])
-        with pytest.raises(SystemExit, match="give evaluate --degraded FOLDER"):
+        with pytest.raises(SystemExit, match="evaluate with --degraded FOLDER"):
             main(["evaluate", "--checkpoint", at, "--data", str(folders / "clean"), "--nfe", "1"])
         capsys.readouterr()
         (folders / "dark" / "ein Bild Nr. 0 über x.png").unlink()
