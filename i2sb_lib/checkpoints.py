@@ -163,7 +163,8 @@ def _find(name: str) -> Path:
     if re.fullmatch(r"(?!runs/)\w[\w.-]{0,95}/[\w.-]{1,96}", name) and not here.parent.exists():
         return _download(name)
     known = sorted({p.parent.name for s in SHIPPED for p in s.glob("*/model.json")})
-    got = f"a folder without one, {name!r}" if name and os.path.isdir(here) else f"{name!r:.80}"
+    asked = os.path.abspath(here) if "/" in name else name  # a run may be resumed from elsewhere
+    got = f"a folder without one, {name!r}" if name and os.path.isdir(here) else f"{asked!r:.160}"
     raise ValueError(f"expected one of {known}, a folder with model.json or a hub id, got {got}")
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 import i2sb_lib
 from i2sb_lib.checkpoints import DEFAULT, SHIPPED, Pretrained, load_pretrained
-from i2sb_lib.config import PRESETS, TrainConfig, create_pair_maker
+from i2sb_lib.config import AS_THEY_ARE, PRESETS, TrainConfig, create_pair_maker
 from i2sb_lib.console import explain, plain_console
 from i2sb_lib.data import fingerprint, load_images, sides
 from i2sb_lib.degradations import Degradation, create_degradation
@@ -214,7 +214,7 @@ class Info:
     """Describe a checkpoint: its card, its model and its run; or list those that are shipped."""
 
     # a shipped model, a run's folder or a hub id
-    checkpoint: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")] = None
+    checkpoint: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[CHECKPOINT]")] = None
 
     def run(self) -> None:
         if self.checkpoint is None:
@@ -285,6 +285,8 @@ def main(args: list[str] | None = None) -> None:
     default = _start(rest) if name == "train" else None
     command: Any = tyro.cli(COMMANDS[name], prog=f"i2sb {name}", args=rest, default=default)
     try:
+        if name == "train" and command.config.degraded and any(a.startswith("--degradation") for a in rest):
+            raise ValueError(AS_THEY_ARE)
         command.run()
     except KeyboardInterrupt:
         sys.exit(130)

@@ -18,6 +18,9 @@ from typing import Any, Literal, get_args, get_origin
 from i2sb_lib.degradations import DEGRADATIONS, Degradation, create_degradation
 from i2sb_lib.denoiser import CUSTOM, Design
 
+AS_THEY_ARE = "expected pairs as they are, got a degradation or noise for them, too"
+BLIND = "expected a blind model for pairs or a degradation of one's own, such as celeba64-deblur-blind, got "
+BLIND += "one that is told its blur (tikhonov {})"
 FREE_ON_RESUME = {"data", "out", "minutes", "steps", "save_every", "eval_every", "tensorboard", "progress"}
 FREE_ON_RESUME |= {"skip_corrupt", "degraded", "accumulate", "device"}
 _TAKES: dict[Any, Any] = {
@@ -95,7 +98,7 @@ class TrainConfig(Design):
         if len(sides) not in (1, 2) or not all(type(n) is int and n >= 1 for n in sides):
             raise ValueError(f"expected size of at least 1, or height and width, got {self.size}")
         if self.degradation == CUSTOM and self.tikhonov:
-            raise ValueError("expected a degradation with a name for tikhonov, got one of one's own")
+            raise ValueError(BLIND.format(self.tikhonov))
         expect("steps batch_size accumulate holdout save_every eval_every", "of at least 1", lambda v: v >= 1)
         zero = "damage_floor noise tikhonov warmup weight_decay seed minutes crops"
         expect(zero, "of at least 0", lambda v: 0 <= v < math.inf)
@@ -147,6 +150,9 @@ def create_pair_maker(config: dict[str, Any]) -> Degradation:
 
     Raises ValueError where that is of one's own.
     """
+    if config["degradation"] == CUSTOM:
+        got = "expected a model of a degradation with a name, got one of pairs or a degradation of one's own"
+        raise ValueError(f"{got}: evaluate with --degraded FOLDER, restore degraded images without --degrade")
     options = config["degradation_options"] | {k: config[k] for k in ("noise", "quantise")}
     return create_degradation(config["degradation"], **options)
 

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from i2sb_lib.batches import create_degrade
 from i2sb_lib.checkpoints import Pretrained, load_pretrained
-from i2sb_lib.config import TrainConfig
+from i2sb_lib.config import AS_THEY_ARE, BLIND, TrainConfig
 from i2sb_lib.data import load_images, sides
 from i2sb_lib.degradations import Degradation
 from i2sb_lib.denoiser import CUSTOM, Denoiser, Design, ModelConfig
-from i2sb_lib.faults import TrainingError, first_line
-from i2sb_lib.pairs import as_images, load_pairs
+from i2sb_lib.faults import TrainingError, first_line, warn
+from i2sb_lib.pairs import as_images, load_pairs, say_if_equal
 from i2sb_lib.wiener import LEAST
 
 MEMORY = "memory"  # as the source of images that are given
@@ -52,6 +52,7 @@ def inputs(
             x1 = as_images(targets, config.size, config.channels, "targets")[0]
         if x1 is not None and x1.shape != x0.shape:
             raise ValueError(f"expected targets of the images' {tuple(x0.shape)}, got {tuple(x1.shape)}")
+        say_if_equal(x0, x1)
         given, (channels, height, width) = (x0, x1), x0.shape[1:]
         size = height if height == width else (height, width)
         changes |= {"data": MEMORY, "size": size, "channels": channels}
@@ -62,8 +63,10 @@ def inputs(
         raise ValueError("expected images in memory beside targets in memory, got none")
     config = dataclasses.replace(config, **changes)
     if config.degraded and (degrade is not None or config.noise):
-        raise ValueError("expected pairs as they are, got a degradation or noise for them, too")
+        raise ValueError(AS_THEY_ARE)
     if config.degraded or degrade is not None:
+        if config.degradation not in (CUSTOM, TrainConfig.degradation) or config.degradation_options:
+            warn(f"{config.degradation} is left out: pairs, or a degradation of one's own, take its place")
         config = dataclasses.replace(config, degradation=CUSTOM, degradation_options={})
     if config.degradation == CUSTOM and not config.degraded and degrade is None:
         raise ValueError("expected degrade, or pairs, for a degradation of one's own, got none")
@@ -111,6 +114,13 @@ def load(config: TrainConfig) -> Given:
     return load_images(config.data, *common, **how), None
 
 
+def _flag(name: str, value: Any) -> str:
+    """An option of the configuration as the command line takes it."""
+    flag = f"--{'no-' * (value is False)}{name}".replace("_", "-")
+    values = [f"{k} {v}" for k, v in value.items()] if isinstance(value, dict) else [str(value)]
+    return flag if isinstance(value, bool) else " ".join([flag, *values])
+
+
 def start_from(init: Any, config: ModelConfig, net: nn.Module | None, say: bool) -> Denoiser:
     """A denoiser of this config with the weights and moments of `init`, a Pretrained or a checkpoint.
 
@@ -119,12 +129,14 @@ def start_from(init: Any, config: ModelConfig, net: nn.Module | None, say: bool)
     """
     model = init if isinstance(init, Pretrained) else load_pretrained(init, "cpu", net=net)
     theirs = model.denoiser.config
+    if theirs.tikhonov and config.degradation == CUSTOM:
+        raise TrainingError(f"{model.folder.name}: {BLIND.format(theirs.tikhonov)}")
     differ = {f.name: (getattr(theirs, f.name), getattr(config, f.name)) for f in dataclasses.fields(Design)}
     differ = {name: (a, b) for name, (a, b) in differ.items() if a != b}
     wrong = {k: a for k, (a, b) in differ.items() if k in _SHAPING or (k == "tikhonov" and not (a and b))}
     if wrong:
-        given = [f"--{'no-' * (a is False)}{k}" + f" {a}" * (type(a) is not bool) for k, a in wrong.items()]
-        flags = " ".join(given).replace("_", "-")
+        free = ("dropout",) if theirs.tikhonov else ("dropout", "degradation", "degradation_options")
+        flags = " ".join(_flag(k, a) for k, (a, _) in differ.items() if k not in free)
         raise TrainingError(f"{model.folder.name}: expected a run of its own kind of network: give {flags}")
     if differ and say:
         what = ", ".join(f"{k} {a} -> {b}" for k, (a, b) in differ.items())

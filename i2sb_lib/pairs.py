@@ -1,5 +1,6 @@
 """Pairs of one's own: from two sources, or from memory, as uint8 tensors (N, C, H, W)."""
 
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -36,6 +37,8 @@ def load_pairs(
     partner is listed in one ValueError, or, with skip_corrupt, left out with a warning. For the rest see
     `load_images`; crops are cut from both at the same places.
     """
+    if str(clean) == "embedded" and not os.path.exists(clean):  # what it is where nobody says
+        raise ValueError(f"expected clean images (--clean FOLDER) beside --degraded {degraded}, got none")
     found, how = [], preparation(size, channels, crops, progress, skip_corrupt)
     for source in map(str, (clean, degraded)):
         files, images = open_source(source, split)
@@ -63,7 +66,14 @@ def load_pairs(
     columns = [split_column(str(source))[1] for source in (clean, degraded)]
     key = content_key([*files, *others], split, how, f":{len(files)}:{columns}")
     x0, x1 = prepared(f"{clean} and {degraded}", rows, key, how)
+    say_if_equal(x0, x1)
     return x0, x1
+
+
+def say_if_equal(x0: Tensor, x1: Tensor | None) -> None:
+    """A folder may have been given twice."""
+    if x1 is not None and torch.equal(x0.cpu(), x1.cpu()):
+        warn("the degraded images are all equal to the clean ones: there is nothing to restore in them")
 
 
 def _say_if_shrunk(degraded: str | Path, rows: list[Any], how: Any) -> None:
@@ -74,9 +84,7 @@ def _say_if_shrunk(degraded: str | Path, rows: list[Any], how: Any) -> None:
         return
     small = sides(how.size)
     if not how.crops and height > small[0] and width > small[1]:
-        said = (
-            f"{degraded}: pictures such as the first, of {height} x {width}, are made {small[0]} x {small[1]}"
-        )
+        said = f"{degraded}: pictures such as one of {height} x {width}, are made {small[0]} x {small[1]}"
         warn(f"{said}, and their damage small with them; crops (--crops N) cuts parts at their own scale")
 
 

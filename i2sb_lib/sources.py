@@ -66,7 +66,8 @@ def open_source(source: str, split: str | None) -> tuple[list[Path], Pictures]:
     if kind in SUFFIXES and os.path.isfile(path):
         _of_split([path.name], split, source, folders=True)
         return [path], [(source, partial(open_image, path))]
-    got = f"got a file of another kind ({kind or 'no suffix'})" if os.path.exists(path) else "got none there"
+    none = f"got none {'there' if os.path.isabs(source) else f'at {os.path.abspath(source)}'}"
+    got = f"got a file of another kind ({kind or 'no suffix'})" if os.path.exists(path) else none
     got = "got a pipe or a device" if is_special(path) else got
     raise ValueError(f"{source}: expected a folder, a .zip, a .parquet file or an image, {got}")
 
@@ -197,5 +198,5 @@ def _download(source: str) -> Path:
     try:
         return Path(snapshot_download(source, repo_type="dataset", **how))
     except Exception as error:  # the hub's client has no common base class for its errors
-        wanted = "a file, a folder or a reachable hub id"
+        wanted = f"a file or a folder (got none at {os.path.abspath(source)}) or a reachable hub id"
         raise ValueError(f"{source}: expected {wanted}: {first_line(error)}") from None

@@ -81,11 +81,9 @@ class Trainer:
         self.writer: Any = faults.create_writer(self.out) if config.tensorboard and self.host.main else None
         with self.host.state.main_process_first():  # one process prepares, the others read
             images, targets = given or load(config)
-        if len(images) < config.holdout + config.batch_size:
-            raise TrainingError(
-                f"{config.data}: expected at least {config.holdout + config.batch_size} images "
-                f"(holdout + batch_size), got {len(images)}"
-            )
+        if (count := len(images)) < (least := config.holdout + config.batch_size):
+            said = f"{config.data}: expected at least {least} images (holdout + batch_size), got {count}"
+            raise TrainingError(f"{said}: give less --holdout or --batch-size, or --crops of larger pictures")
         self.fingerprint = fingerprint(images, *[] if targets is None else [targets])
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(config.seed))
         held, places = order[: config.holdout], order[config.holdout :]
@@ -220,11 +218,13 @@ class Trainer:
 
     @torch.no_grad()
     def monitor(self, nfe: int = 10) -> dict[str, float]:
-        """PSNR (dB) of the held-out images at 1 and `nfe` steps, and a contact sheet of eight."""
+        """PSNR (dB) of the held-out images, degraded and after 1 and `nfe` steps, and a contact sheet."""
         x0 = to_float(self.held)
         generator = torch.Generator(x0.device).manual_seed(self.config.seed)
         x1 = self.checked.start(x0, torch.arange(len(x0)), generator)
         rows, result = [x0, x1], {"step": float(self.step)}
+        if math.isfinite(before := float(psnr(x1, x0).mean())):  # none of them is without damage
+            result["psnr_input"] = before
         for n in (1,) if self.config.process == "regression" else (1, nfe):
             with self.host.autocast():
                 restored = sample(partial(self.ema, x1=x1), self.ema.bridge, x1, n, generator=generator)

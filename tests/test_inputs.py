@@ -17,11 +17,13 @@ from i2sb_lib.batches import Own
 from i2sb_lib.checkpoints import Pretrained
 from i2sb_lib.cli import main
 from i2sb_lib.config import TrainConfig
-from i2sb_lib.denoiser import Denoiser, ModelConfig
-from i2sb_lib.faults import TrainingError
+from i2sb_lib.denoiser import Denoiser, Design, ModelConfig
+from i2sb_lib.faults import Notice, TrainingError
 from i2sb_lib.images import to_float, to_image
+from i2sb_lib.inputs import inputs, start_from
 from i2sb_lib.training import Trainer, train
 
+BLIND = "expected a blind model for pairs .*, such as celeba64-deblur-blind, got one that is told its blur"
 SMALL = {"network": "unet-tiny", "steps": 4, "batch_size": 4, "holdout": 4, "progress": False}
 
 
@@ -389,15 +391,45 @@ def test_a_layer_s_stride_is_not_a_network_s():
     [
         ({"images": images(3), "targets": images(3, n=15)}, "expected targets of the images'"),
         ({"targets": images(3)}, "expected images in memory beside targets"),
-        ({"images": images(3), "targets": images(3), "degrade": halve}, "expected pairs as they are"),
-        ({"images": images(3), "net": Net(6, 3), "degrade": halve, "tikhonov": 1e-3}, "for tikhonov"),
+        ({"images": images(3), "targets": images(3, seed=1), "degrade": halve}, "expected pairs as they are"),
+        ({"images": images(3), "net": Net(6, 3), "degrade": halve, "tikhonov": 1e-3}, BLIND),
+        ({"images": images(3), "targets": images(3, seed=1), "tikhonov": 1e-3}, BLIND),
+        (
+            {"images": images(3, n=7)},
+            "at least 8 images .*, got 7: give less --holdout or --batch-size, or --",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_said(own, message, tmp_path):
     changes = {k: own.pop(k) for k in ("tikhonov",) if k in own}
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TrainingError, ValueError), match=message):
         Trainer(config(tmp_path, **changes), **own)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("own", [{"targets": images(3, 8, 8, seed=1)}, {"degrade": halve}])
+def test_a_degradation_that_is_left_out_is_said(own, tmp_path, recwarn):
+    """As a preset has one: its network is then trained on pairs, or for a degradation of one's own."""
+    for changes in ({}, {"degradation": "custom"}):
+        inputs(config(tmp_path, **changes), images=images(3, 8, 8), **own)
+    assert not recwarn.list
+    for changes, name in (
+        ({"degradation": "jpeg"}, "jpeg"),
+        ({"degradation_options": {"sigma": 3}}, "blur-gauss"),
+    ):
+        with pytest.warns(
+            Notice, match=f"^{name} is left out: pairs, or a degradation of one's own, take its"
+        ):
+            made, _, _ = inputs(config(tmp_path, **changes), images=images(3, 8, 8), **own)
+        assert (made.degradation, made.degradation_options) == ("custom", {})
+
+
+def test_pairs_in_memory_that_are_all_equal_are_said(tmp_path, recwarn):
+    x0 = images(3)
+    inputs(config(tmp_path), images=x0, targets=torch.cat([x0[:-1], x0[:1]]))
+    assert not recwarn.list
+    with pytest.warns(Notice, match="all equal to the clean ones"):
+        inputs(config(tmp_path), images=x0, targets=x0.clone())
 
 
 class TestInit:
@@ -433,6 +465,43 @@ class TestInit:
         with pytest.raises(TrainingError, match="--channels 3"):
             Trainer(config(tmp_path), images=images(1, 8, 8), degrade=halve, init=first)
 
+    @pytest.mark.parametrize(
+        "theirs",
+        [
+            {
+                "network": "unet-tiny",
+                "wiener": True,
+                "beta_min": 0.7,
+                "beta_max": 2.1,
+                "degradation": "mixture",
+            },
+            {"tikhonov": 2e-4, "beta_max": 2.1, "ot_ode": True},
+            {"tikhonov": 2e-4, "degradation_options": {"kernel_size": 5, "sigma": 1.5}},
+            {"tikhonov": 2e-4, "dropout": 0.1},
+            {"wiener": True, "network": "unet-tiny"},
+        ],
+    )
+    def test_one_command_that_follows_the_hint_goes_on_from_the_weights_as_they_are(
+        self, theirs, tmp_path, capsys
+    ):
+        def design(config):
+            return ModelConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(Design)})
+
+        start = Pretrained(Denoiser(ModelConfig(**theirs)), {}, tmp_path / "first")
+        with pytest.raises(TrainingError, match=r"^first: .* give --") as error:
+            start_from(start, design(TrainConfig(degradation_options={"sigma": 3.0})), None, True)
+        taken = tyro.cli(TrainConfig, args=str(error.value).split("give ")[1].split())
+        assert start_from(start, design(taken), None, True).config.beta_max == theirs.get("beta_max", 0.3)
+        said = capsys.readouterr().err.replace(" degradation mixture -> blur-gauss", "")
+        assert said.split(":")[-1].strip() in ("", "dropout 0.1 -> 0.0")
+
+    def test_a_model_that_is_told_its_blur_does_not_go_on_with_pairs(self, tmp_path):
+        start = Pretrained(Denoiser(ModelConfig("unet-tiny", tikhonov=2e-4)), {}, tmp_path / "first")
+        for own in ({"degrade": halve}, {"targets": images(3, 8, 8, seed=1)}):
+            with pytest.raises(TrainingError, match=f"^first: {BLIND}") as error:
+                Trainer(config(tmp_path), images=images(3, 8, 8), init=start, **own)
+            assert "give" not in str(error.value)
+
 
 class TestCommandLine:
     """Ten photographs of odd sizes and modes in two folders, one unpaired, names with spaces and umlauts."""
@@ -450,6 +519,45 @@ class TestCommandLine:
                 file.parent.mkdir(exist_ok=True)
                 one.save(file)
         return tmp_path
+
+    def test_a_degradation_beside_pairs_is_refused_where_it_was_asked_for(self, folders, monkeypatch):
+        seen = []
+        monkeypatch.setattr(
+            i2sb_lib, "train", lambda config, resume: seen.append(config) or {"finished": 1, "step": 1}
+        )
+        data = ["--clean", str(folders / "clean"), f"--degraded={folders / 'dark'}"]
+        for flags in (
+            ["--degradation", "jpeg", "--degradation-options", "quality", "5"],
+            ["--degradation=blur-gauss"],
+            ["--degradation-options", "sigma", "3"],
+            ["--preset", "photos-robust", "--degradation", "jpeg"],
+        ):
+            with pytest.raises(SystemExit, match="expected pairs as they are, got a degradation"):
+                main(["train", *data, *flags])
+        assert not seen
+        main(["train", *data, "--preset", "photos-robust"])  # whose own is not the user's wish
+        assert (seen[0].network, seen[0].degraded) == ("unet-full", str(folders / "dark"))
+
+    def test_clean_images_are_asked_for_beside_degraded_ones(self, folders):
+        model = Pretrained(Denoiser(ModelConfig("unet-tiny")), {"training": {}}, folders)
+        model.record["training"] = dataclasses.asdict(TrainConfig(size=32))
+        model.save_pretrained(folders / "model")
+        small = ["--network", "unet-tiny", "--size", "32", "--out", str(folders / "run")]
+        for command in (["train", *small], ["evaluate", "--checkpoint", str(folders / "model")]):
+            with pytest.raises(
+                SystemExit, match=r"expected clean images \(--clean FOLDER\) beside --degraded /"
+            ):
+                main([*command, "--degraded", str(folders / "dark")])
+
+    @pytest.mark.parametrize("pairs", ["dark", ""])
+    def test_a_model_of_pairs_says_how_it_is_used(self, pairs, folders):
+        training = dataclasses.asdict(TrainConfig(size=32, degradation="custom", degraded=pairs))
+        model = Pretrained(Denoiser(ModelConfig("unet-tiny")), {"training": training}, folders)
+        model.save_pretrained(folders / "model")
+        at, clean = ["--checkpoint", str(folders / "model")], str(folders / "clean")
+        for command in (["evaluate", "--data", clean], ["restore", clean, str(folders / "out"), "--degrade"]):
+            with pytest.raises(SystemExit, match=r"got one of pairs or .* evaluate with --degraded FOLDER"):
+                main([*command, *at])
 
     @pytest.mark.slow
     def test_trains_evaluates_restores_and_reloads(self, folders, capsys):
@@ -474,7 +582,7 @@ class TestCommandLine:
         main(["restore", str(folders / "dark"), str(folders / "restored"), "--checkpoint", at, "--nfe", "1"])
         assert len(list((folders / "restored").iterdir())) == 10
         main(["train", *data, "--out", str(folders / "again"), *small, "--init", at])
-        with pytest.raises(SystemExit, match=r"one's own|custom"):
+        with pytest.raises(SystemExit, match="evaluate with --degraded FOLDER"):
             main(["evaluate", "--checkpoint", at, "--data", str(folders / "clean"), "--nfe", "1"])
         capsys.readouterr()
         (folders / "dark" / "ein Bild Nr. 0 über x.png").unlink()

@@ -199,6 +199,15 @@ class TestMemory:
             as_images(items, 8, 3)
 
 
+def test_a_folder_that_is_given_twice_is_said(folders):
+    with pytest.warns(UserWarning, match="the degraded images are all equal to the clean ones"):
+        load_pairs(folders[0], folders[0], size=20)
+    with pytest.raises(
+        ValueError, match=r"expected clean images \(--clean FOLDER\) beside --degraded .*degraded"
+    ):
+        load_pairs("embedded", folders[1], size=20)
+
+
 def test_pairs_that_are_made_small_say_that_their_damage_is_too(folders):
     def said(**how):
         with warnings.catch_warnings(record=True) as found:

@@ -255,7 +255,7 @@ def test_one_picture_is_a_source_and_other_files_are_named(tmp_path):
 def test_a_name_that_no_file_can_have_is_one_sentence(name, monkeypatch):
     monkeypatch.setattr(sources, "_download", lambda s: pytest.fail("asked the hub"))
     for source in (name, f"{name}:column", f"./{name}"):
-        with pytest.raises(ValueError, match=r"expected a folder, .* or an image, got none there$"):
+        with pytest.raises(ValueError, match=r"expected a folder, .* or an image, got none at /[^\n]*$"):
             load_images(source, size=16)
 
 
@@ -399,12 +399,17 @@ class TestHub:
         assert asked == list(sources.HUB_REVISIONS.items())  # the data that results were made with
 
     def test_a_mistyped_path_is_not_looked_for_there(self, asked, tmp_path, monkeypatch):
+        """And where it was looked for is said: a run that is resumed elsewhere keeps its relative path."""
         monkeypatch.chdir(tmp_path)
         spread(tmp_path, ["photos/a.png"])
         for source in ("photos/b", "./photo", "../photos", "photo", str(tmp_path / "photo"), "a/b/c"):
-            with pytest.raises(ValueError, match=f"^{source}: expected a folder, a .zip, a .*got none there"):
+            with pytest.raises(ValueError, match=f"^{source}: expected a folder, a .zip, a ") as caught:
                 load_images(source)
+            where = "there" if source[0] == "/" else f"at {os.path.abspath(source)}"
+            assert str(caught.value).endswith(f"got none {where}")
         assert not asked
+        with pytest.raises(ValueError, match=f"none at {tmp_path}/elsewhere/photos.* or a reachable hub id"):
+            load_images("elsewhere/photos")
 
 
 @pytest.mark.parametrize(

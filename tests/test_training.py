@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -243,7 +244,16 @@ def test_bf16_is_close_to_float32_and_tensorboard_is_written(tiny, unbroken):
     (events,) = Path(half.out).rglob("events.out*")
     log = EventAccumulator(str(events)).Reload()
     assert log.Scalars("loss")[-1].value == pytest.approx(losses(half)[-1])
-    assert {"lr", "psnr_1", "psnr_10"} <= set(log.Tags()["scalars"])
+    assert {"lr", "psnr_input", "psnr_1", "psnr_10"} <= set(log.Tags()["scalars"])
+
+
+def test_metrics_along_the_way_begin_with_those_of_the_input(tiny):
+    """By which the others are judged; where an image has no damage at all, there is no such number."""
+    x0 = torch.randint(0, 255, (8, 3, 16, 16), dtype=torch.uint8)
+    found = Trainer(tiny, images=x0, targets=x0 + 1).monitor()
+    assert list(found) == ["step", "psnr_input", "psnr_1", "psnr_10"]
+    assert found["psnr_input"] == pytest.approx(20 * math.log10(255), abs=1e-3)
+    assert "psnr_input" not in Trainer(changed(tiny, degradation="none"), images=x0).monitor()
 
 
 def test_a_contact_sheet_shows_what_no_file_holds(tiny, monkeypatch):
