@@ -1,6 +1,7 @@
 """A model for pictures whose damage is not known: its training, and what it does to each kind of picture.
 
-    python benchmarks/photos.py train --faces PATH --scenes PATH [--init RUN --alone 0.5] [--out RUN]
+    python benchmarks/photos.py train --faces PATH --scenes PATH [--out RUN]
+    python benchmarks/photos.py train … --init RUN [--alone 0.5 --mild 0.5 --seed 1]
     python benchmarks/photos.py measure --sets faces=PATH scenes=PATH … [--checkpoint photos-robust]
     python benchmarks/photos.py threshold --faces PATH --scenes PATH [--checkpoint photos-robust]
     python benchmarks/photos.py whole --scenes PATH [--checkpoint photos-robust]

@@ -2,7 +2,7 @@
 
     ours       `restore` with the flagship as it is unless told: five calls of "dbim", corrected a little
     ours N     the same in N calls of "sde"
-    student    `restore` with the flagship's student: one call
+    student    `restore` with `celeba64-deblur-student` as it is unless told: one call, corrected a little
     published  the pattern of `ddpm_sampling` in the code of [Liu 2023], written here for this: float32,
                contiguous, a table of steps, and at each the time's features, the network, the estimate
                clamped, the state carried on, noise for the batch, and a copy of the estimate kept on the

@@ -119,11 +119,12 @@ trained it, one CUDA graph a step, beside another training on the same card.""",
     "celeba64-deblur-blind-full": """ A draft of `benchmarks/captured.py`
 trained it, one CUDA graph a step.""",
     "photos-robust": """ This is its last training of five
-(`--init RUN --alone 0.5 --mild 0.5 --seed 1 --steps 3700`: half of the pictures have one kind of damage alone,
-and JPEG is then mostly weak), each with AdamW anew and from the weights of the one before. The first: 6,299 steps of 128, learning rate 0.0015, floor 4, in
-380 seconds on an H100, beside two other trainings (`benchmarks/gpu_flagship.py`). The second: 2,200 steps of
-16, floor 2, 42 minutes on a CPU. The third, `photos-robust-second`: 4,250 steps of 16, of 6,000 that were
-planned, 93 minutes on a CPU. The fourth: `--alone 0.5` and 2,700 steps of 16, 59 minutes on a CPU.""",
+(`--init RUN --alone 0.5 --mild 0.5 --seed 1 --steps 3700`: half of the pictures have one kind of damage
+alone, and JPEG is then weak more often), each with AdamW anew and from the weights of the one before. The
+first: 6,299 steps of 128, learning rate 0.0015, floor 4, in 380 seconds on an H100, beside two other
+trainings (`benchmarks/gpu_flagship.py`). The second: 2,200 steps of 16, floor 2, 42 minutes on a CPU. The
+third: 4,250 steps of 16, of 6,000 that were planned, 93 minutes on a CPU. The fourth: `--alone 0.5` and
+2,700 steps of 16, 59 minutes on a CPU.""",
 }
 
 

@@ -1,8 +1,9 @@
 """The training configuration: its fields are the flags of `i2sb train`.
 
 The presets are the demonstration of `make book` and the full-size runs for a GPU, of which
-`celeba64-deblur-long` is a shipped model's. Those shipped models that a CPU trained on a blur are the same
-recipes with the network unet-small and 4,400 steps of 16 images: their cards have the flags.
+`celeba64-deblur-long` is a shipped model's. Those shipped models that a CPU trained on a blur, the
+student apart, are the same recipes with the network unet-small and 4,400 steps of 16 images: their cards have
+the flags.
 """
 
 import dataclasses
