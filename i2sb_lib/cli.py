@@ -161,7 +161,7 @@ class Evaluate:
         else:
             clean, seen = load_pairs(self.data, self.degraded, **read)
         check_metrics(metrics, clean[: self.limit].shape)
-        if fingerprint(clean) == model.record.get("data_fingerprint"):
+        if fingerprint(clean, *[] if degrade else [seen]) == model.record.get("data_fingerprint"):
             print("i2sb: these are the images that the model was trained on", file=sys.stderr)
         # no image's noise depends on limit
         x1 = (degrade(to_float(clean), _noise(self.seed)) if degrade else to_float(seen))[: self.limit]

@@ -1,7 +1,9 @@
 """What a run is given: images, pairs or a degradation of one's own, a network, weights to start from."""
 
+import contextlib
 import copy
 import dataclasses
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -119,6 +121,19 @@ def _flag(name: str, value: Any) -> str:
     flag = f"--{'no-' * (value is False)}{name}".replace("_", "-")
     values = [f"{k} {v}" for k, v in value.items()] if isinstance(value, dict) else [str(value)]
     return flag if isinstance(value, bool) else " ".join([flag, *values])
+
+
+def design(config: TrainConfig) -> ModelConfig:
+    """What a run's model is, before it has seen an image."""
+    return ModelConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(Design)})
+
+
+def moments_of(run: str) -> tuple[float, float, float] | None:
+    """Those of the run in this folder, whatever it was started from; None where it has none on record."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        a, b, c = map(float, json.loads((Path(run) / "model.json").read_text("utf-8"))["model"]["moments"])
+        return a, b, c
+    return None
 
 
 def start_from(init: Any, config: ModelConfig, net: nn.Module | None, say: bool) -> Denoiser:

@@ -109,7 +109,7 @@ class Restorer(nn.Module):
                         "as wide, with other taps, borders, noise" if near else f"more like sigma {sigma:.1f}"
                     )
                     kind += f" ({'it is' if len(x1) == 1 else 'the first is'} {how}, or a JPEG)"
-                warn(f"restore: {kind}: they may come out worse than they went in; the default takes any")
+                warn(f"restore: {kind}: they may come out worse than they went in; try the default model")
 
     @property
     def alone(self) -> bool:

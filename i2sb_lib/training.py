@@ -24,12 +24,12 @@ from i2sb_lib.batches import Batches, seeded
 from i2sb_lib.checkpoints import save_pretrained
 from i2sb_lib.config import TrainConfig, config_hash, learning_rate
 from i2sb_lib.data import fingerprint
-from i2sb_lib.denoiser import Denoiser, Design, ModelConfig, follow, measure_moments
+from i2sb_lib.denoiser import Denoiser, follow, measure_moments
 from i2sb_lib.devices import device_name
 from i2sb_lib.faults import TrainingError, first_line
 from i2sb_lib.files import atomic_write, partials
 from i2sb_lib.images import psnr, save_image, to_float
-from i2sb_lib.inputs import check_network, inputs, load, start_from
+from i2sb_lib.inputs import check_network, design, inputs, load, moments_of, start_from
 from i2sb_lib.processes import Processes
 from i2sb_lib.progress import progress
 from i2sb_lib.samplers import sample
@@ -64,6 +64,7 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, resume: bool = False, **own: Any) -> None:
         self.net, self.init = own.pop("net", None), own.pop("init", None) or config.init
+        self.moments = moments_of(config.out) if resume else None
         config, degrade, given = inputs(config, self.net, **own)
         self.config, self.out = config, Path(config.out)
         if not resume and any((self.out / name).exists() for name in ("state.pt", "model.json")):
@@ -75,7 +76,7 @@ class Trainer:
         self.host = _host(config)
         self.device, self.degrade = self.host.device, degrade
         with seeded(config.seed, CPU):
-            check_network(Denoiser(self._model_config(), self.net), config)
+            check_network(Denoiser(design(config), self.net), config)
         if config.compile:
             faults.check_compiler(self.device)
         self.writer: Any = faults.create_writer(self.out) if config.tensorboard and self.host.main else None
@@ -105,12 +106,11 @@ class Trainer:
         loss = _Loss(self.model, 2 * config.damage_floor / 255)
         self.wrapped = self.host.wrap(torch.compile(loss) if config.compile else loss)
 
-    def _model_config(self) -> ModelConfig:
-        return ModelConfig(**{f.name: getattr(self.config, f.name) for f in dataclasses.fields(Design)})
-
     def _build(self) -> Denoiser:
-        """The denoiser: as `init` has it, or random with the moments of 512 training pairs."""
-        config = self._model_config()
+        """The denoiser: as `init` has it, or random with the moments of the run, or of 512 training pairs."""
+        config = design(self.config)
+        if self.moments:  # its weights are in its state
+            return Denoiser(dataclasses.replace(config, moments=self.moments), self.net)
         if self.init:
             return start_from(self.init, config, self.net, self.host.main)
         indices = torch.arange(min(512, len(self.batches.places)))

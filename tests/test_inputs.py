@@ -579,6 +579,7 @@ class TestCommandLine:
         main(["evaluate", "--checkpoint", at, *data, "--nfe", "1", "--out", str(folders / "ev")])
         rows = json.loads((folders / "ev" / "metrics.json").read_text())["results"]
         assert [r["nfe"] for r in rows] == [0, 1]
+        assert capsys.readouterr().err.count("these are the images that the model was trained on") == 1
         main(["restore", str(folders / "dark"), str(folders / "restored"), "--checkpoint", at, "--nfe", "1"])
         assert len(list((folders / "restored").iterdir())) == 10
         main(["train", *data, "--out", str(folders / "again"), *small, "--init", at])

@@ -60,6 +60,27 @@ def assert_same_run(a: TrainConfig, b: TrainConfig) -> None:
         assert all(torch.equal(v, other[k]) for k, v in one.items())
 
 
+def test_a_run_needs_what_it_was_started_from_once(tiny, tmp_path, monkeypatch):
+    """Resumed, it has its weights in its state and its moments on record, wherever the first ones went."""
+    first = changed(tiny, "first", steps=1, noise=0.3)  # of other moments
+    train(first)
+    whole, broken = (changed(tiny, name, init=first.out) for name in ("whole", "broken"))
+    train(whole)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            training, "learning_rate", lambda c, step: 1 / 0 if step == 5 else learning_rate(c, step)
+        )
+        with pytest.raises(ZeroDivisionError):
+            train(broken)
+    Path(first.out).rename(tmp_path / "elsewhere")
+    train(broken, resume=True)
+    assert_same_run(whole, broken)
+    start, end = (load_pretrained(f).denoiser.config.moments for f in (tmp_path / "elsewhere", broken.out))
+    assert start == end
+    with pytest.raises(ValueError, match="expected one of"):
+        train(changed(tiny, "third", init=first.out))
+
+
 def test_an_interrupted_run_resumes_to_the_same_bits(tiny, monkeypatch):
     options = {"dropout": 0.3, "noise": 0.05, "degradation": "inpaint-freeform"}  # all that is random
     monkeypatch.setattr(training, "LOG_EVERY", 2)  # a save at step 3 has losses that are not logged yet
