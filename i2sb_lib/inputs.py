@@ -131,7 +131,8 @@ def design(config: TrainConfig) -> ModelConfig:
 def moments_of(run: str) -> tuple[float, float, float] | None:
     """Those of the run in this folder, whatever it was started from; None where it has none on record."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        a, b, c = map(float, json.loads((Path(run) / "model.json").read_text("utf-8"))["model"]["moments"])
+        model = json.loads((Path(run) / "model.json").read_text(encoding="utf-8"))["model"]
+        a, b, c = map(float, model["moments"])
         return a, b, c
     return None
 
