@@ -5,6 +5,7 @@ import json
 import math
 import os
 import sys
+import warnings
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from i2sb_lib.console import explain
-from i2sb_lib.faults import check_writable
+from i2sb_lib.faults import Notice, check_writable
 from i2sb_lib.files import is_special, same
 from i2sb_lib.images import MAX_BYTES, OPAQUE, SUFFIXES, is_ours, open_image, save_image, to_float, to_tensor
 
@@ -25,6 +26,18 @@ HELD = 2**22  # pixels that wait for others of their size
 _RECORDS = {"state.pt": "config ema pending fingerprint", "model.json": "model shards record"}
 _RECORDS |= dict.fromkeys(("metrics.json", "metrics.partial.json"), "checkpoint git_commit results seed")
 _SHEETS = {name: ("restored" if "metrics" in name else "contact_sheet") + ".png" for name in _RECORDS}
+
+
+@contextlib.contextmanager
+def _named(names: list[str]) -> Iterator[None]:
+    """Inside, what the library warns of is said of these images."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", Notice)
+        yield
+    of = names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}"
+    for one in said:
+        text = f"{of}: {one.message}" if issubclass(one.category, Notice) else one.message
+        warnings.warn_explicit(text, one.category, one.filename, one.lineno)
 
 
 class Job(NamedTuple):
@@ -234,8 +247,10 @@ def each_image(sources: Sequence[str | Path], target: str, work: Work, by: str, 
 
     def finish(group: list[tuple[Job, Tensor]]) -> None:
         with _noted(failed if len(group) == 1 else {}, group[0][0].file):
-            x = to_float(torch.stack([pixels for _, pixels in group]))
-            for (job, _), y in zip(group, work(x, [job.name for job, _ in group]), strict=True):
+            x, names = to_float(torch.stack([pixels for _, pixels in group])), [job.name for job, _ in group]
+            with _named(names):
+                done = work(x, names)
+            for (job, _), y in zip(group, done, strict=True):
                 with _noted(failed, job.file):
                     if job.out.exists() and _key(job.out) in written:
                         raise ValueError(f"expected a file for each image, got {job.out} for two images")

@@ -100,14 +100,15 @@ class Restorer(nn.Module):
         with contextlib.suppress(ValueError):
             misfits, operator = self.fit(x1) > POSSIBLE, self.denoiser.operator
             if count := int(misfits.sum()):
-                kind = f"{count} of {len(x1)} images do not look like photographs under the"
+                kind = "the image does not look like a photograph under the"
+                if len(x1) > 1:
+                    kind = f"{count} of {len(x1)} images do not look like photographs under the"
                 kind += f" {operator} that this model was made for"
                 if isinstance(operator, GaussianBlur) and min(x1.shape[-2:]) >= LEAST:
                     sigma = float(estimate_sigma(x1[misfits][:1], operator.kernel_size))
-                    near = abs(sigma - operator.sigma) < 0.25
-                    how = (
-                        "as wide, with other taps, borders, noise" if near else f"more like sigma {sigma:.1f}"
-                    )
+                    how = f"more like sigma {sigma:.1f}"
+                    if abs(sigma - operator.sigma) < 0.25:
+                        how = "as wide, with other taps, borders, noise"
                     kind += f" ({'it is' if len(x1) == 1 else 'the first is'} {how}, or a JPEG)"
                 warn(f"restore: {kind}: they may come out worse than they went in; try the default model")
 

@@ -559,3 +559,17 @@ def test_results_with_opacity_go_where_it_is_held_and_else_are_refused_before_th
     one, refused = [tmp_path / "in" / "b.png"], r"x\.jpg: expected a format that holds opacity"
     with pytest.raises(ValueError, match=refused):
         folders.each_image(one, str(tmp_path / "x.jpg"), lambda *_: 1 / 0, "restore", channels=4)
+
+
+def test_a_warning_says_of_which_images_it_is(tmp_path, capsys, monkeypatch):
+    """Two sharp pictures of two sizes: a line for each, though the sentence is one."""
+    monkeypatch.chdir(tmp_path)
+    Path("in").mkdir()
+    crops = load_images("embedded", "test", 64)[:3]
+    for name, x in (("a", crops[0]), ("b", crops[0, :, :48]), ("c", crops[1]), ("d", crops[2])):
+        images.save_image(x, f"in/{name}.png")
+    main(["restore", "in", "out", "--checkpoint", "celeba64-deblur-blind", "--nfe", "1"])
+    lines = [line for line in capsys.readouterr().err.splitlines() if "look like" in line]
+    assert [line.split(": restore: ")[0] for line in lines] == ["i2sb: a.png … d.png", "i2sb: b.png"]
+    assert "3 of 3 images do not look like photographs under the" in lines[0]
+    assert "the image does not look like a photograph under the" in lines[1]
