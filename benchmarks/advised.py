@@ -1,8 +1,8 @@
 """Which walk should a model recommend? Few calls, on the training photographs that were set aside from it.
 
 Each walk free and corrected towards the input with several weights; the model's record then has the weight
-of the best PSNR (`i2sb_lib.restoration.Restorer.recommended`). FID needs more photographs:
-the ladder has it for two weights.
+of the best PSNR (`i2sb_lib.restoration.Restorer.recommended`). FID needs more photographs: the
+ladder has it for two weights.
 
     python benchmarks/advised.py --data PATH [--model NAME] [--out data/runs/advised]
 """

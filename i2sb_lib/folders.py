@@ -30,14 +30,16 @@ _SHEETS = {name: ("restored" if "metrics" in name else "contact_sheet") + ".png"
 
 @contextlib.contextmanager
 def _named(names: list[str]) -> Iterator[None]:
-    """Inside, what the library warns of is said of these images."""
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always", Notice)
-        yield
-    of = names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}"
-    for one in said:
-        text = f"{of}: {one.message}" if issubclass(one.category, Notice) else one.message
-        warnings.warn_explicit(text, one.category, one.filename, one.lineno)
+    """Inside, what the library warns of is said of these images, also where the work then fails."""
+    said, of = list[warnings.WarningMessage](), names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}"
+    try:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always", Notice)
+            yield
+    finally:
+        for one in said:
+            text = f"{of}: {one.message}" if issubclass(one.category, Notice) else one.message
+            warnings.warn_explicit(text, one.category, one.filename, one.lineno)
 
 
 class Job(NamedTuple):

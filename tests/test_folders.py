@@ -19,6 +19,7 @@ from i2sb_lib import cli, folders, images
 from i2sb_lib.checkpoints import Pretrained
 from i2sb_lib.cli import main
 from i2sb_lib.data import load_images
+from i2sb_lib.faults import warn
 from i2sb_lib.images import to_tensor
 
 
@@ -573,3 +574,16 @@ def test_a_warning_says_of_which_images_it_is(tmp_path, capsys, monkeypatch):
     assert [line.split(": restore: ")[0] for line in lines] == ["i2sb: a.png … d.png", "i2sb: b.png"]
     assert "3 of 3 images do not look like photographs under the" in lines[0]
     assert "the image does not look like a photograph under the" in lines[1]
+
+
+def test_a_warning_is_not_lost_where_the_work_then_fails():
+    @folders._named(["a.png"])
+    def work():
+        warn("it is odd")
+        raise ValueError("and then it fails")
+
+    with (
+        pytest.warns(UserWarning, match=r"^a\.png: it is odd$"),
+        pytest.raises(ValueError, match="then it fails"),
+    ):
+        work()
