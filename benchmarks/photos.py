@@ -4,13 +4,15 @@
     python benchmarks/photos.py train … --init RUN [--alone 0.5 --mild 0.5 --seed 1]
     python benchmarks/photos.py measure --sets faces=PATH scenes=PATH … [--checkpoint photos-robust]
     python benchmarks/photos.py threshold --faces PATH --scenes PATH [--checkpoint photos-robust]
+    python benchmarks/photos.py specialist --cells KIND --faces PATH --scenes PATH --sets … --out RUN
     python benchmarks/photos.py whole --scenes PATH [--checkpoint photos-robust]
 
 `train` is `photos_training`. `measure` degrades pictures in one known way at a time, cell by cell, and
 compares what goes in with what comes out, which should not be worse. `threshold` says what it is worth, on
 training pictures, to leave as it was what one call changes by less than so many grey levels: the record's
-`least_change`. `whole` restores whole photographs of scenes, blurred and noisy, beside methods that are told
-the blur. Cells that are measured are skipped.
+`least_change`. `specialist` trains the model on with one kind of damage alone, and sets
+it beside the model on that kind: the price of not knowing. `whole` restores whole photographs of scenes,
+blurred and noisy, beside methods that are told the blur. Cells that are measured are skipped.
 """
 
 import argparse
@@ -22,11 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from photos_training import learn
+import torch.nn.functional as F
+from photos_training import RECIPE, SECOND, learn
 from torch import Tensor
 
+from i2sb_lib import train
 from i2sb_lib.checkpoints import load_pretrained
-from i2sb_lib.config import config_hash
+from i2sb_lib.config import TrainConfig, config_hash
 from i2sb_lib.data import embedded_photographs, fingerprint, load_images
 from i2sb_lib.degradations import Compose, Degradation, GaussianBlur, Quantise, create_degradation
 from i2sb_lib.devices import device_name
@@ -35,6 +39,8 @@ from i2sb_lib.files import atomic_write, git_commit
 from i2sb_lib.images import psnr, quantise, to_float, to_tensor, to_uint8
 from i2sb_lib.progress import progress
 from i2sb_lib.sources import open_source
+
+METRICS = ("psnr", "lpips")
 
 
 def cells() -> dict[str, Degradation]:
@@ -97,9 +103,7 @@ def measure(args: argparse.Namespace) -> None:
     done = {(r["set"], r["cell"], r["nfe"], r["sampler"]) for r in record["results"]}
     for given in args.sets:
         name, path = given.split("=")
-        split = "test" if name in ("scenes", "embedded") else None
-        clean = load_images(path, split, 64, crops=int(name == "scenes"))
-        clean = clean[:: max(1, len(clean) // args.limit)][: args.limit]
+        clean = pictures(name, path, args.limit)
         x0 = to_float(clean)
         kept = (to_uint8(model.restore(x0)) == clean).flatten(1).all(1)
         about = {"source": Path(path).name, "images": len(x0), "fingerprint": fingerprint(clean)}
@@ -166,6 +170,49 @@ def threshold(args: argparse.Namespace) -> None:
     save(args.record.with_name("photos-robust-threshold") / "metrics.json", record)
 
 
+def pictures(name: str, path: str, limit: int) -> Tensor:
+    """Some of a set: of pieces of scenes and of the embedded pictures the test split."""
+    split = "test" if name in ("scenes", "embedded") else None
+    clean = load_images(path, split, 64, crops=int(name == "scenes"))
+    return clean[:: max(1, len(clean) // limit)][:limit]
+
+
+def specialist(args: argparse.Namespace) -> None:
+    """A model of one kind of damage, from the weights of the one of all, beside it in several walks."""
+    (kind,) = args.cells
+    degrade = cells()[kind]
+    wide = to_float(load_images(args.scenes, "train", 112, crops=10))
+    shrunk = to_uint8(F.interpolate(wide, size=(64, 64), mode="bicubic", antialias=True).clamp(-1, 1))
+    some = [load_images(args.scenes, "train", 64, crops=10), shrunk]
+    some += [load_images(args.faces, "train", 64)[:3000]]
+    recipe = {k: RECIPE[k] for k in ("network", "wiener", "beta_min", "beta_max", "eval_every")} | SECOND
+    config = TrainConfig(
+        **recipe | {"init": args.checkpoint, "warmup": 50, "ema": 0.998},
+        steps=args.steps, seed=args.seed, out=str(args.out), save_every=100,
+    )  # fmt: skip
+    train(config, (args.out / "state.pt").exists(), images=torch.cat(some), degrade=degrade)
+    models = {"one kind": load_pretrained(args.out, "cpu"), "all": load_pretrained(args.checkpoint, "cpu")}
+    heads = {"checkpoint": dict(models["all"].record), "specialist": models["one kind"].record}
+    models["all"].record.pop("least_change", None)
+    rows, sets = [], {}
+    for name, path in (given.split("=") for given in args.sets):
+        clean = pictures(name, path, args.limit)
+        sets[name] = {"source": Path(path).name, "images": len(clean), "fingerprint": fingerprint(clean)}
+        x0 = to_float(clean)
+        x1 = quantise(degrade(x0, torch.Generator().manual_seed(2**31)))
+        for of, model in models.items():
+            for walk in args.walks:
+                sampler, nfe, power = walk.split(":")
+                x = model.restore(x1, int(nfe), sampler=sampler, power=float(power))
+                row = {"set": name, "cell": kind, "trained on": of, "walk": walk}
+                rows.append(row | change(x0, x1, x, torch.ones(len(x0), dtype=torch.bool)))
+                said = {k: f"{rows[-1][k]['before']:.4f} {rows[-1][k]['change'][0]:+.4f}" for k in METRICS}
+                print(f"{name:9s} {of:9s} {walk:9s} {said}", flush=True)
+    record = {"data": {"sets": sets, "fingerprint": config_hash(sets)}, "seed": args.seed, "results": rows}
+    record |= heads | {"device": device_name(models["all"].device), "git_commit": git_commit()}
+    save(args.record.with_name("photos-robust-specialist") / "metrics.json", record)
+
+
 def scenes(path: str, split: str) -> list[Tensor]:
     """Whole photographs, (3, H, W) in [-1, 1]."""
     return [to_float(to_tensor(open_it())) for _, open_it in open_source(path, split)[1]]
@@ -201,8 +248,8 @@ def whole(args: argparse.Namespace) -> None:
                 total[w] += float(psnr(method(x1, w).clamp(-1, 1), x0[None]))
         chosen[name] = max(weights, key=lambda w: total[w])
     values: dict[str, dict[str, list[float]]] = {}
-    pictures = scenes(args.scenes, "test")[: args.limit]
-    for i, x0 in enumerate(progress(pictures, desc="scenes", unit="photographs", show=True)):
+    photographs = scenes(args.scenes, "test")[: args.limit]
+    for i, x0 in enumerate(progress(photographs, desc="scenes", unit="photographs", show=True)):
         x1 = quantise(spoil(x0[None], torch.Generator().manual_seed(i)))
         found = {"blurred": x1}
         for name, (method, _) in told.items():
@@ -220,13 +267,13 @@ def whole(args: argparse.Namespace) -> None:
         print(f"{name:40s}", "  ".join(f"{k} {m[0]:.4f}" for k, m in found_.items()), flush=True)
     record: dict[str, Any] = {
         "checkpoint": model.record,
-        "scenes": len(pictures),
+        "scenes": len(photographs),
         "sigma": sigma,
         "noise": noise,
     }
     record |= {"chosen on training scenes": chosen}
     record |= {"seed": 0, "device": device_name(model.device), "data": {"source": Path(args.scenes).name}}
-    record["data"]["fingerprint"] = config_hash({"scenes": [fingerprint(to_uint8(x)) for x in pictures]})
+    record["data"]["fingerprint"] = config_hash({"scenes": [fingerprint(to_uint8(x)) for x in photographs]})
     record |= {"results": results, "git_commit": git_commit()}
     file = args.record.with_name(args.record.name.replace("cells", "scenes")) / "metrics.json"
     save(file, record)
@@ -266,7 +313,7 @@ def figure(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["train", "measure", "threshold", "whole", "figure"])
+    parser.add_argument("what", choices=["train", "measure", "threshold", "specialist", "whole", "figure"])
     parser.add_argument("--faces", help="training faces")
     parser.add_argument("--scenes", help="training scenes")
     parser.add_argument("--out", type=Path, default=Path("runs/photos-robust"))
@@ -284,7 +331,8 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=64, help="pictures of each set, or scenes")
     parser.add_argument("--record", type=Path, default=Path("data/runs/photos-robust-cells"))
     args = parser.parse_args()
-    what = {"train": learn, "measure": measure, "threshold": threshold, "whole": whole, "figure": figure}
+    what = {"train": learn, "measure": measure, "threshold": threshold, "specialist": specialist}
+    what |= {"whole": whole, "figure": figure}
     what[args.what](args)
 
 

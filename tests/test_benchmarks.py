@@ -19,7 +19,7 @@ from i2sb_lib.data import load_images
 from i2sb_lib.degradations import create_degradation
 from i2sb_lib.estimation import estimate_sigma
 from i2sb_lib.evaluation import evaluate
-from i2sb_lib.images import open_image, quantise, save_image, to_float, to_tensor
+from i2sb_lib.images import open_image, psnr, quantise, save_image, to_float, to_tensor
 from i2sb_lib.training import Trainer
 
 pytestmark = pytest.mark.slow
@@ -578,3 +578,35 @@ def test_the_robust_model_s_second_training_goes_on_from_the_first_s_weights(tmp
     assert any(not torch.equal(a, old) for a, old in zip(first.ema.parameters(), before, strict=True))
     assert second.model.config.moments == first.model.config.moments
     assert second.config.damage_floor < first.config.damage_floor
+
+
+def test_a_specialist_stands_beside_the_model_that_it_began_from(tmp_path, monkeypatch):
+    module, (_, first, _) = script("photos"), robust(tmp_path, "first")
+    first.save()
+    draw = torch.Generator().manual_seed(0)
+    for i in range(2):
+        save_image(torch.rand(3, 120, 130, generator=draw), tmp_path / "scenes" / f"{i}.png")
+    monkeypatch.setattr(module, "RECIPE", module.RECIPE | {"network": "unet-tiny"})
+    monkeypatch.setattr(module, "SECOND", module.SECOND | {"batch_size": 2, "lr": 0.5})
+    monkeypatch.setattr(module, "each", lambda x, x0: dict.fromkeys(module.METRICS, psnr(x, x0)))
+    of = [
+        "--checkpoint",
+        str(tmp_path / "first"),
+        "--faces",
+        "embedded",
+        "--scenes",
+        str(tmp_path / "scenes"),
+    ]
+    asked = ["--cells", "JPEG 75", "--sets", "embedded=embedded", "--walks", "sde:1:1", "--limit", "4"]
+    where = ["--out", str(tmp_path / "own"), "--record", str(tmp_path / "photos"), "--steps", "1"]
+    monkeypatch.setattr(sys, "argv", ["photos.py", "specialist", *of, *asked, *where])
+    module.main()
+    record = json.loads((tmp_path / "photos-robust-specialist" / "metrics.json").read_text())
+    assert [r["trained on"] for r in record["results"]] == ["one kind", "all"]
+    assert record["specialist"]["training"]["init"] == "first"
+    assert record["checkpoint"] == load_pretrained(tmp_path / "first").record
+    x0 = to_float(module.pictures("embedded", "embedded", 4))
+    x1 = quantise(create_degradation("jpeg", quality=75)(x0))
+    for row, name in zip(record["results"], ("own", "first"), strict=True):
+        won = psnr(load_pretrained(tmp_path / name, "cpu").restore(x1, 1), x0) - psnr(x1, x0)
+        assert row["psnr"]["change"][0] == pytest.approx(float(won.mean()), abs=1e-4)

@@ -99,7 +99,7 @@ def test_the_readme_states_the_recorded_speed():
     text = " ".join((ROOT / "README.md").read_text().split())
     walks = {r["walk"]: r for r in run("benchmarks/restoring")["results"]["walks"]["walks"]}
     ours, student = (walks[k]["times_as_fast_as"]["report, 100"] for k in ("ours", "student"))
-    assert f"is {ours:.0f} times as fast as the report's hundred steps" in text
+    assert f"is {ours:.0f} times as fast as a hundred float32 steps with the report's" in text
     assert f"the student {student:.0f} times" in text
     assert walks["ours"]["lpips"] < walks["published"]["lpips"]
 
