@@ -192,9 +192,12 @@ def specialist(args: argparse.Namespace) -> None:
     )  # fmt: skip
     train(config, (args.out / "state.pt").exists(), images=torch.cat(some), degrade=degrade)
     models = {"one kind": load_pretrained(args.out, "cpu"), "all": load_pretrained(args.checkpoint, "cpu")}
-    heads = {"checkpoint": dict(models["all"].record), "specialist": models["one kind"].record}
+    file = args.record.with_name("photos-robust-specialist") / "metrics.json"
+    record = opened(file, {"checkpoint": dict(models["all"].record), "seed": args.seed})
+    record.setdefault("specialists", {})[kind] = models["one kind"].record
+    rows = [row for row in record["results"] if row["cell"] != kind]
     models["all"].record.pop("least_change", None)
-    rows, sets = [], {}
+    sets = {}
     for name, path in (given.split("=") for given in args.sets):
         clean = pictures(name, path, args.limit)
         sets[name] = {"source": Path(path).name, "images": len(clean), "fingerprint": fingerprint(clean)}
@@ -208,9 +211,9 @@ def specialist(args: argparse.Namespace) -> None:
                 rows.append(row | change(x0, x1, x, torch.ones(len(x0), dtype=torch.bool)))
                 said = {k: f"{rows[-1][k]['before']:.4f} {rows[-1][k]['change'][0]:+.4f}" for k in METRICS}
                 print(f"{name:9s} {of:9s} {walk:9s} {said}", flush=True)
-    record = {"data": {"sets": sets, "fingerprint": config_hash(sets)}, "seed": args.seed, "results": rows}
-    record |= heads | {"device": device_name(models["all"].device), "git_commit": git_commit()}
-    save(args.record.with_name("photos-robust-specialist") / "metrics.json", record)
+    record |= {"data": {"sets": sets, "fingerprint": config_hash(sets)}, "results": rows}
+    record |= {"device": device_name(models["all"].device), "git_commit": git_commit()}
+    save(file, record)
 
 
 def scenes(path: str, split: str) -> list[Tensor]:

@@ -130,6 +130,7 @@ PRESETS = {
     "celeba64-deblur-blind-full": _full(**UNIT, steps=3500, batch_size=64, lr=1e-3, warmup=300),
     "celeba64-deblur-small": _small(tikhonov=2e-4),
     "celeba64-deblur-blind-small": _small(),
+    "celeba64-deblur-blind-longer": _small(**UNIT, steps=14_400),
     "celeba64-deblur-noisy-small": _small(noise=0.05, tikhonov=5e-2),
     # larger pictures in more parts: a GPU's memory as at 64 x 64, about 10 GB (benchmarks/budget.py)
     "celeba128-deblur": _full(size=128, accumulate=4),

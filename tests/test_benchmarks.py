@@ -603,7 +603,7 @@ def test_a_specialist_stands_beside_the_model_that_it_began_from(tmp_path, monke
     module.main()
     record = json.loads((tmp_path / "photos-robust-specialist" / "metrics.json").read_text())
     assert [r["trained on"] for r in record["results"]] == ["one kind", "all"]
-    assert record["specialist"]["training"]["init"] == "first"
+    assert record["specialists"]["JPEG 75"]["training"]["init"] == "first"
     assert record["checkpoint"] == load_pretrained(tmp_path / "first").record
     x0 = to_float(module.pictures("embedded", "embedded", 4))
     x1 = quantise(create_degradation("jpeg", quality=75)(x0))

@@ -233,12 +233,14 @@ def test_learning_rate_warms_up_and_falls_to_zero():
 
 
 RECIPES = {f"celeba64-deblur{kind}": f"celeba64-deblur{kind}-small" for kind in ("", "-blind", "-noisy")}
-RECIPES |= {f"celeba64-deblur-{kind}": f"celeba64-deblur-{kind}" for kind in ("long", "blind-full")}
+RECIPES |= {
+    f"celeba64-deblur-{kind}": f"celeba64-deblur-{kind}" for kind in ("long", "blind-full", "blind-longer")
+}
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_preset_is_the_recipe_of_the_shipped_weights(name):
-    record = json.loads((ROOT / "data" / "checkpoints" / name / "model.json").read_text())["record"]
+def test_a_preset_is_the_recipe_of_the_recorded_weights(name):
+    record = json.loads((ROOT / "data" / "runs" / name / "metrics.json").read_text())["checkpoint"]
     preset = dataclasses.asdict(PRESETS[RECIPES[name]])
     other = {"data", "out", "save_every", "eval_every", "progress"}  # where, and what was kept and shown
     assert {k: preset[k] for k in record["training"].keys() - other} == {
