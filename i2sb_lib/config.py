@@ -106,7 +106,7 @@ class TrainConfig(Design):
         expect("ema dropout", "from 0 to below 1", lambda v: 0 <= v < 1)
 
 
-UNIT: dict[str, Any] = {"beta_min": 0.7089, "beta_max": 2.1266}  # the shipped shape with sigma_1 = 1
+S1: dict[str, Any] = {"beta_min": 0.7089, "beta_max": 2.1266}  # the shipped shape with sigma_1 = 1
 
 
 def _full(**changes: Any) -> TrainConfig:
@@ -124,19 +124,17 @@ PRESETS = {
     "embedded": TrainConfig(network="unet-tiny", tikhonov=1e-3, steps=200, batch_size=8, lr=2e-3, warmup=20),
     "celeba64-deblur": _full(tikhonov=2e-4),
     "celeba64-deblur-blind": _full(),
-    "celeba64-deblur-long": _full(
-        network="unet-small", tikhonov=2e-4, **UNIT, steps=5600, lr=2e-3, warmup=180
-    ),
-    "celeba64-deblur-blind-full": _full(**UNIT, steps=3500, batch_size=64, lr=1e-3, warmup=300),
+    "celeba64-deblur-long": _full(**S1, network="unet-small", tikhonov=2e-4, steps=5600, lr=2e-3, warmup=180),
+    "celeba64-deblur-blind-full": _full(**S1, steps=3500, batch_size=64, lr=1e-3, warmup=300),
     "celeba64-deblur-small": _small(tikhonov=2e-4),
     "celeba64-deblur-blind-small": _small(),
-    "celeba64-deblur-blind-longer": _small(**UNIT, steps=14_400),
+    "celeba64-deblur-blind-longer": _small(**S1, steps=14_400),
     "celeba64-deblur-noisy-small": _small(noise=0.05, tikhonov=5e-2),
     # larger pictures in more parts: a GPU's memory as at 64 x 64, about 10 GB (benchmarks/budget.py)
     "celeba128-deblur": _full(size=128, accumulate=4),
     "celeba256-deblur": _full(size=256, accumulate=16),
     # any picture, of unknown damage: crops of photographs as they are
-    "photos-robust": _full(degradation="mixture", wiener=True, **UNIT, damage_floor=4.0, crops=48),
+    "photos-robust": _full(degradation="mixture", wiener=True, **S1, damage_floor=4.0, crops=48),
     "celeba64-deblur-noisy": _full(noise=0.05, tikhonov=5e-2),
     "celeba64-deblur-cunet": _full(network="cunet", cond_x1=False, prediction="eps", beta_min=0.01),
     **{f"celeba64-{name}": _full(degradation=name) for name in DEGRADATIONS if name[:2] in ("sr", "in")},
