@@ -4,7 +4,8 @@
     python benchmarks/photos.py train … --init RUN [--alone 0.5 --mild 0.5 --seed 1]
     python benchmarks/photos.py measure --sets faces=PATH scenes=PATH … [--checkpoint photos-robust]
     python benchmarks/photos.py threshold --faces PATH --scenes PATH [--checkpoint photos-robust]
-    python benchmarks/photos.py specialist --cells KIND --faces PATH --scenes PATH --sets … --out RUN
+    python benchmarks/photos.py specialist --cells KIND --faces PATH --scenes PATH --sets … --out RUN \
+        --steps 500 --walks sde:1:1 dbim:2:1 dbim:5:1 sde:10:1
     python benchmarks/photos.py whole --scenes PATH [--checkpoint photos-robust]
 
 `train` is `photos_training`. `measure` degrades pictures in one known way at a time, cell by cell, and
@@ -179,7 +180,9 @@ def pictures(name: str, path: str, limit: int) -> Tensor:
 
 def specialist(args: argparse.Namespace) -> None:
     """A model of one kind of damage, from the weights of the one of all, beside it in several walks."""
-    (kind,) = args.cells
+    if len(args.cells or []) != 1:
+        raise SystemExit(f"specialist: expected one of --cells, got {args.cells}")
+    kind = args.cells[0]
     degrade = cells()[kind]
     wide = to_float(load_images(args.scenes, "train", 112, crops=10))
     shrunk = to_uint8(F.interpolate(wide, size=(64, 64), mode="bicubic", antialias=True).clamp(-1, 1))
@@ -193,11 +196,11 @@ def specialist(args: argparse.Namespace) -> None:
     train(config, (args.out / "state.pt").exists(), images=torch.cat(some), degrade=degrade)
     models = {"one kind": load_pretrained(args.out, "cpu"), "all": load_pretrained(args.checkpoint, "cpu")}
     file = args.record.with_name("photos-robust-specialist") / "metrics.json"
-    record = opened(file, {"checkpoint": dict(models["all"].record), "seed": args.seed})
+    models["all"].record.pop("least_change", None)
+    record = opened(file, {"checkpoint": models["all"].record, "seed": args.seed})
     record.setdefault("specialists", {})[kind] = models["one kind"].record
     rows = [row for row in record["results"] if row["cell"] != kind]
-    models["all"].record.pop("least_change", None)
-    sets = {}
+    sets = record.get("data", {}).get("sets", {})
     for name, path in (given.split("=") for given in args.sets):
         clean = pictures(name, path, args.limit)
         sets[name] = {"source": Path(path).name, "images": len(clean), "fingerprint": fingerprint(clean)}

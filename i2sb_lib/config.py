@@ -1,7 +1,8 @@
 """The training configuration: its fields are the flags of `i2sb train`.
 
-The presets are the demonstration of `make book`, what a CPU shipped (`-small`), and the full-size runs for a
-GPU, of which `celeba64-deblur-long` and `celeba64-deblur-blind-full` are two shipped models'.
+The presets are the demonstration of `make book`, what a CPU trained (`-small`, shipped, and
+`-blind-longer`), and the full-size runs for a GPU, of which `celeba64-deblur-long` and
+`celeba64-deblur-blind-full` are two shipped models'.
 """
 
 import dataclasses
@@ -115,7 +116,7 @@ def _full(**changes: Any) -> TrainConfig:
 
 
 def _small(**changes: Any) -> TrainConfig:
-    """The shipped models of two cores and two hours."""
+    """The trainings of two cores and two hours."""
     base = TrainConfig(steps=4400, batch_size=16, lr=8e-4, warmup=100, ema=0.999, save_every=250)
     return dataclasses.replace(base, eval_every=500, **changes)
 
