@@ -4,15 +4,12 @@
     python benchmarks/photos.py train … --init RUN [--alone 0.5 --mild 0.5 --seed 1]
     python benchmarks/photos.py measure --sets faces=PATH scenes=PATH … [--checkpoint photos-robust]
     python benchmarks/photos.py threshold --faces PATH --scenes PATH [--checkpoint photos-robust]
-    python benchmarks/photos.py specialist --cells KIND --faces PATH --scenes PATH --sets … --out RUN \
-        --steps 500 --walks sde:1:1 dbim:2:1 dbim:5:1 sde:10:1
     python benchmarks/photos.py whole --scenes PATH [--checkpoint photos-robust]
 
 `train` is `photos_training`. `measure` degrades pictures in one known way at a time, cell by cell, and
 compares what goes in with what comes out, which should not be worse. `threshold` says what it is worth, on
 training pictures, to leave as it was what one call changes by less than so many grey levels: the record's
-`least_change`. `specialist` trains the model on with one kind of damage alone, and sets
-it beside the model on that kind: the price of not knowing. `whole` restores whole photographs of scenes,
+`least_change`. `whole` restores whole photographs of scenes,
 blurred and noisy, beside methods that are told the blur. Cells that are measured are skipped.
 """
 
@@ -25,13 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from photos_training import RECIPE, SECOND, learn
+from photos_training import learn
 from torch import Tensor
 
-from i2sb_lib import train
 from i2sb_lib.checkpoints import load_pretrained
-from i2sb_lib.config import TrainConfig, config_hash
+from i2sb_lib.config import config_hash
 from i2sb_lib.data import embedded_photographs, fingerprint, load_images
 from i2sb_lib.degradations import Compose, Degradation, GaussianBlur, Quantise, create_degradation
 from i2sb_lib.devices import device_name
@@ -40,8 +35,6 @@ from i2sb_lib.files import atomic_write, git_commit
 from i2sb_lib.images import psnr, quantise, to_float, to_tensor, to_uint8
 from i2sb_lib.progress import progress
 from i2sb_lib.sources import open_source
-
-METRICS = ("psnr", "lpips")
 
 
 def cells() -> dict[str, Degradation]:
@@ -178,47 +171,6 @@ def pictures(name: str, path: str, limit: int) -> Tensor:
     return clean[:: max(1, len(clean) // limit)][:limit]
 
 
-def specialist(args: argparse.Namespace) -> None:
-    """A model of one kind of damage, from the weights of the one of all, beside it in several walks."""
-    if len(args.cells or []) != 1:
-        raise SystemExit(f"specialist: expected one of --cells, got {args.cells}")
-    kind = args.cells[0]
-    degrade = cells()[kind]
-    wide = to_float(load_images(args.scenes, "train", 112, crops=10))
-    shrunk = to_uint8(F.interpolate(wide, size=(64, 64), mode="bicubic", antialias=True).clamp(-1, 1))
-    some = [load_images(args.scenes, "train", 64, crops=10), shrunk]
-    some += [load_images(args.faces, "train", 64)[:3000]]
-    recipe = {k: RECIPE[k] for k in ("network", "wiener", "beta_min", "beta_max", "eval_every")} | SECOND
-    config = TrainConfig(
-        **recipe | {"init": args.checkpoint, "warmup": 50, "ema": 0.998},
-        steps=args.steps, seed=args.seed, out=str(args.out), save_every=100,
-    )  # fmt: skip
-    train(config, (args.out / "state.pt").exists(), images=torch.cat(some), degrade=degrade)
-    models = {"one kind": load_pretrained(args.out, "cpu"), "all": load_pretrained(args.checkpoint, "cpu")}
-    file = args.record.with_name("photos-robust-specialist") / "metrics.json"
-    models["all"].record.pop("least_change", None)
-    record = opened(file, {"checkpoint": models["all"].record, "seed": args.seed})
-    record.setdefault("specialists", {})[kind] = models["one kind"].record
-    rows = [row for row in record["results"] if row["cell"] != kind]
-    sets = record.get("data", {}).get("sets", {})
-    for name, path in (given.split("=") for given in args.sets):
-        clean = pictures(name, path, args.limit)
-        sets[name] = {"source": Path(path).name, "images": len(clean), "fingerprint": fingerprint(clean)}
-        x0 = to_float(clean)
-        x1 = quantise(degrade(x0, torch.Generator().manual_seed(2**31)))
-        for of, model in models.items():
-            for walk in args.walks:
-                sampler, nfe, power = walk.split(":")
-                x = model.restore(x1, int(nfe), sampler=sampler, power=float(power))
-                row = {"set": name, "cell": kind, "trained on": of, "walk": walk}
-                rows.append(row | change(x0, x1, x, torch.ones(len(x0), dtype=torch.bool)))
-                said = {k: f"{rows[-1][k]['before']:.4f} {rows[-1][k]['change'][0]:+.4f}" for k in METRICS}
-                print(f"{name:9s} {of:9s} {walk:9s} {said}", flush=True)
-    record |= {"data": {"sets": sets, "fingerprint": config_hash(sets)}, "results": rows}
-    record |= {"device": device_name(models["all"].device), "git_commit": git_commit()}
-    save(file, record)
-
-
 def scenes(path: str, split: str) -> list[Tensor]:
     """Whole photographs, (3, H, W) in [-1, 1]."""
     return [to_float(to_tensor(open_it())) for _, open_it in open_source(path, split)[1]]
@@ -319,7 +271,7 @@ def figure(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["train", "measure", "threshold", "specialist", "whole", "figure"])
+    parser.add_argument("what", choices=["train", "measure", "threshold", "whole", "figure"])
     parser.add_argument("--faces", help="training faces")
     parser.add_argument("--scenes", help="training scenes")
     parser.add_argument("--out", type=Path, default=Path("runs/photos-robust"))
@@ -337,8 +289,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=64, help="pictures of each set, or scenes")
     parser.add_argument("--record", type=Path, default=Path("data/runs/photos-robust-cells"))
     args = parser.parse_args()
-    what = {"train": learn, "measure": measure, "threshold": threshold, "specialist": specialist}
-    what |= {"whole": whole, "figure": figure}
+    what = {"train": learn, "measure": measure, "threshold": threshold, "whole": whole, "figure": figure}
     what[args.what](args)
 
 

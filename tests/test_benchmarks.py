@@ -581,14 +581,16 @@ def test_the_robust_model_s_second_training_goes_on_from_the_first_s_weights(tmp
 
 
 def test_a_specialist_stands_beside_the_model_that_it_began_from(tmp_path, monkeypatch):
-    module, (_, first, _) = script("photos"), robust(tmp_path, "first")
+    module, (_, first, _) = script("photos_specialist"), robust(tmp_path, "first")
     first.save()
     draw = torch.Generator().manual_seed(0)
     for i in range(2):
         save_image(torch.rand(3, 120, 130, generator=draw), tmp_path / "scenes" / f"{i}.png")
     monkeypatch.setattr(module, "RECIPE", module.RECIPE | {"network": "unet-tiny"})
     monkeypatch.setattr(module, "SECOND", module.SECOND | {"batch_size": 2, "lr": 0.5})
-    monkeypatch.setattr(module, "each", lambda x, x0: dict.fromkeys(module.METRICS, psnr(x, x0)))
+    monkeypatch.setattr(
+        sys.modules["photos"], "each", lambda x, x0: dict.fromkeys(module.METRICS, psnr(x, x0))
+    )
     of = [
         "--checkpoint",
         str(tmp_path / "first"),
@@ -597,11 +599,11 @@ def test_a_specialist_stands_beside_the_model_that_it_began_from(tmp_path, monke
         "--scenes",
         str(tmp_path / "scenes"),
     ]
-    asked = ["--cells", "JPEG 75", "--sets", "embedded=embedded", "--walks", "sde:1:1", "--limit", "4"]
-    where = ["--out", str(tmp_path / "own"), "--record", str(tmp_path / "photos"), "--steps", "1"]
-    monkeypatch.setattr(sys, "argv", ["photos.py", "specialist", *of, *asked, *where])
+    asked = ["--cell", "JPEG 75", "--sets", "embedded=embedded", "--walks", "sde:1:1", "--limit", "4"]
+    where = ["--out", str(tmp_path / "own"), "--record", str(tmp_path / "record"), "--steps", "1"]
+    monkeypatch.setattr(sys, "argv", ["photos_specialist.py", *of, *asked, *where])
     module.main()
-    record = json.loads((tmp_path / "photos-robust-specialist" / "metrics.json").read_text())
+    record = json.loads((tmp_path / "record" / "metrics.json").read_text())
     assert [r["trained on"] for r in record["results"]] == ["one kind", "all"]
     assert record["specialists"]["JPEG 75"]["training"]["init"] == "first"
     assert record["checkpoint"] == load_pretrained(tmp_path / "first").record
