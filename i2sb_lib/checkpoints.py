@@ -5,7 +5,6 @@ shards of the averaged weights in float16, with buffers as they are, and, where 
 README.md: its model card.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -21,9 +20,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from i2sb_lib.config import TrainConfig
-from i2sb_lib.denoiser import Denoiser, ModelConfig
+from i2sb_lib.denoiser import CUSTOM, Denoiser, ModelConfig
 from i2sb_lib.devices import auto_device
-from i2sb_lib.faults import first_line
+from i2sb_lib.faults import first_line, warn
 from i2sb_lib.files import atomic_write
 from i2sb_lib.restoration import Restorer
 
@@ -60,7 +59,8 @@ class Pretrained(Restorer, ModelHubMixin, library_name="i2sb-lib", tags=["image-
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """The card that lies beside the weights, or what the run's record says."""
         card, record = self.folder / "README.md", json.dumps(self.record, indent=1)
-        said = f"{self.denoiser!r}\n\nRestores with `i2sb_lib.load_pretrained`. Its training:"
+        own = ", given its module as `net`" * (self.denoiser.config.network == CUSTOM)
+        said = f"{self.denoiser!r}\n\nRestores with `i2sb_lib.load_pretrained`{own}. Its training:"
         text = f"{said}\n\n```json\n{record}\n```\n"
         if card.exists():
             text = card.read_text(encoding="utf-8", errors="replace")
@@ -156,10 +156,12 @@ def _download(name: str) -> Path:
 def _find(name: str) -> Path:
     """The folder of a checkpoint: here, among those that are shipped, or from the hub; ValueError if none."""
     here = Path(os.path.expanduser(name))  # which stays as it is where there is no home
-    for folder in (here, *(s / name for s in SHIPPED)):
-        with contextlib.suppress(OSError):  # a name can be too long for one
-            if name and (folder / "model.json").is_file():
-                return folder
+    shipped = [s / name for s in SHIPPED if os.path.basename(name) == name]
+    found = [folder for folder in (*shipped, here) if name and os.path.isfile(folder / "model.json")]
+    if found:
+        if found[-1].resolve() != found[0].resolve() and found[-1] == here:
+            warn(f"{name}: the shipped model is taken, not the folder, which is ./{name}")
+        return found[0]
     if re.fullmatch(r"(?!runs/)\w[\w.-]{0,95}/[\w.-]{1,96}", name) and not here.parent.exists():
         return _download(name)
     known = sorted({p.parent.name for s in SHIPPED for p in s.glob("*/model.json")})
@@ -168,14 +170,25 @@ def _find(name: str) -> Path:
     raise ValueError(f"expected one of {known}, a folder with model.json or a hub id, got {got}")
 
 
+def describe(name: str | Path) -> tuple[Path, dict[str, Any], list[str], dict[str, Any]]:
+    """A checkpoint's folder, and its model, shards and record as model.json has them; else ValueError."""
+    path = Path(name) if isinstance(name, Path) and (name / "model.json").is_file() else _find(str(name))
+    try:
+        return path, *_read(path / "model.json")
+    except Exception as error:
+        raise ValueError(f"{path}: expected a complete checkpoint, got: {first_line(error)}") from error
+
+
 def load_pretrained(
     name: str | Path = DEFAULT, device: str | torch.device | None = None, *, net: nn.Module | None = None
 ) -> Pretrained:
     """The model of a checkpoint, in float32 on `device` (a GPU, CUDA or Apple's, where there is one).
 
-    name: one that is shipped, the folder of a run or checkpoint, or a hub id, of which model.json and its
-    shards are downloaded. What begins with ".", "/", "~" or "runs/" or lies in a folder that exists is one.
-    net: a module of one's own, for the checkpoint of a run that was given one; it gets the weights.
+    name: one that is shipped, else the folder of a run or checkpoint, or a hub id, of which model.json and
+    its shards are downloaded. What begins with ".", "/", "~" or "runs/" or lies in a folder that exists is
+    a folder.
+    net: a module of one's own, for the checkpoint of a run that was given one; it gets the weights, is frozen
+    and set to evaluate.
     Nothing but JSON and safetensors is read, from that folder alone. Raises ValueError where there is
     no such checkpoint or device, or a file of it is missing or damaged.
     """
@@ -185,9 +198,11 @@ def load_pretrained(
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         why = first_line(error).split(". ")[0]  # what torch supposes and advises goes on
         raise ValueError(f"expected a device that is here, got {device} ({why})") from None
-    path = _find(str(name))
+    path, model, shards, record = describe(name)
+    if model.get("network") == CUSTOM and net is None:
+        said = "expected net, a module of one's own, as the run was given: load_pretrained(…, net=…)"
+        raise ValueError(f"{path}: {said}")
     try:
-        model, shards, record = _read(path / "model.json")
         config = ModelConfig(**model)
         moments: Any = tuple(config.moments)  # JSON has lists
         denoiser = Denoiser(dataclasses.replace(config, moments=moments), net)

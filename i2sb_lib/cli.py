@@ -21,7 +21,7 @@ import tyro
 from torch import Tensor
 
 import i2sb_lib
-from i2sb_lib.checkpoints import DEFAULT, SHIPPED, Pretrained, load_pretrained
+from i2sb_lib.checkpoints import DEFAULT, SHIPPED, Pretrained, describe, load_pretrained
 from i2sb_lib.config import AS_THEY_ARE, PRESETS, TrainConfig, create_pair_maker
 from i2sb_lib.console import explain, plain_console
 from i2sb_lib.data import fingerprint, load_images, sides
@@ -160,7 +160,7 @@ class Evaluate:
             clean = load_images(self.data, **read)
         else:
             clean, seen = load_pairs(self.data, self.degraded, **read)
-        check_metrics(metrics, clean[: self.limit].shape)
+        metrics = check_metrics(self.metrics, clean[: self.limit].shape)
         if fingerprint(clean, *[] if degrade else [seen]) == model.record.get("data_fingerprint"):
             print("i2sb: these are the images that the model was trained on", file=sys.stderr)
         # no image's noise depends on limit
@@ -221,11 +221,10 @@ class Info:
             names = sorted({p.parent.name for s in SHIPPED for p in s.glob("*/model.json")})
             print("\n".join(f"{name} (default)" if name == DEFAULT else name for name in names))
             return
-        model = load_pretrained(self.checkpoint, "cpu")
-        card = model.folder / "README.md"
+        folder, model, _, record = describe(self.checkpoint)
+        card = folder / "README.md"
         print(card.read_bytes().decode(errors="replace") if card.exists() else f"{card}: no model card")
-        content = {"model": dataclasses.asdict(model.denoiser.config), **model.record}
-        print(json.dumps(content, indent=1))
+        print(json.dumps({"model": model, **record}, indent=1))
 
 
 @dataclass
@@ -279,7 +278,8 @@ def main(args: list[str] | None = None) -> None:
         os.environ["COLUMNS"] = "80"
     if name not in COMMANDS:
         asked = {"-h": __doc__, "--help": __doc__, "--version": f"i2sb {i2sb_lib.__version__}"}
-        print(asked.get(name) or f"i2sb: expected one of {list(COMMANDS)}, got {name!r}")
+        said = asked.get(name) or f"i2sb: expected one of {list(COMMANDS)}, got {name!r}"
+        print(said, file=sys.stdout if name in asked else sys.stderr)
         sys.exit(0 if name in asked else 2)
     rest = [re.sub("^--clean(?=$|=)", "--data", a) for a in rest] if name in ("train", "evaluate") else rest
     default = _start(rest) if name == "train" else None

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from i2sb_lib.faults import extra, warn
+from i2sb_lib.faults import extra, listed, warn
 from i2sb_lib.images import MODES, to_rgb, to_tensor
 from i2sb_lib.pixels import mapped, spool
 from i2sb_lib.progress import progress as shown
@@ -226,7 +226,7 @@ def prepared(source: str, rows: Iterable[Row], key: str | None, how: Preparation
             yield torch.stack(cuts, 1) if len(cuts) > 1 else cuts[0]
         if bad and not (how.skip_corrupt and good):
             some = f"{source}: {len(bad)} of {len(bad) + good} images cannot be used: " if bad[1:] else ""
-            raise ValueError(some + "; ".join(bad))
+            raise ValueError(some + listed(bad))
         if not good:
             height, width = sides(how.size)
             raise ValueError(f"{source}: expected images of at least {height}x{width} pixels, got none")
@@ -243,7 +243,7 @@ def prepared(source: str, rows: Iterable[Row], key: str | None, how: Preparation
         with contextlib.suppress(OSError):  # never made, or moved
             partial.unlink()
     if bad:
-        warn(f"{source}: left out {len(bad)} images: {'; '.join(bad)}")
+        warn(f"{source}: left out {len(bad)} images: {listed(bad)}")
     if error:
         reason = error.strerror or error
         warn(f"{cached.parent}: cannot keep the prepared images there ({reason})")

@@ -122,14 +122,15 @@ def _fidelity(x: Tensor, y: Tensor, names: set[str]) -> dict[str, Metric]:
 
 
 def check_metrics(metrics: Sequence[str] | None = None, shape: Sequence[int] | None = None) -> list[str]:
-    """The metrics of an evaluation: those given, or what is installed of psnr and ssim.
+    """The metrics of an evaluation: those given; else psnr, and ssim where it can be had.
 
     Raises ValueError for one that is unknown or that images (N, 3, H, W) of this shape cannot have, and
     MetricUnavailable, with the extra to install, for one whose package is missing.
     """
     metrics = [metrics] if isinstance(metrics, str) else metrics
     if metrics is None:
-        return ["psnr", *["ssim"] * (importlib.util.find_spec("torchmetrics") is not None)]
+        large = not shape or min(shape[-2:]) >= _SIDE["ssim"]
+        return ["psnr", *["ssim"] * (large and importlib.util.find_spec("torchmetrics") is not None)]
     if unknown := set(metrics) - set(METRICS):
         raise ValueError(f"expected metrics among {METRICS}, got {sorted(unknown)}")
     for name in metrics:
@@ -175,9 +176,9 @@ def evaluate(x0_hat: Tensor, x0: Tensor, metrics: Sequence[str] | None = None) -
 
     psnr (dB, higher is better), ssim (torchmetrics, higher), lpips (AlexNet, lower) are means over
     images with a bootstrap interval; fid and kid (torch-fidelity, lower) compare the two sets, without one.
-    Unless said: psnr, and ssim where torchmetrics is installed. Raises ValueError for unknown metrics and for
-    images of another range, of two sizes, or too small or few, and MetricUnavailable where a package is
-    missing or weights cannot be loaded or downloaded.
+    Unless said: psnr and, from 6 pixels a side and where torchmetrics is installed, ssim. Raises ValueError
+    for unknown metrics and for images of another range, of two sizes, or too small or few, and
+    MetricUnavailable where a package is missing or weights cannot be loaded or downloaded.
     """
     x, y = _check_pair(x0_hat, x0)
     metrics = check_metrics(metrics, x.shape)

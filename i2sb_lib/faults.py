@@ -51,6 +51,11 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300].rstrip(". ")
 
 
+def listed(faults: list[str], most: int = 20) -> str:
+    """The first so many of them, and how many more there are."""
+    return "; ".join(faults[:most]) + f"; and {len(faults) - most} more" * (len(faults) > most)
+
+
 def unreadable(name: object, wanted: str, error: Exception) -> ValueError:
     """What to raise for a file that is not what was wanted: one sentence, for whatever error that came as."""
     reason = first_line(error).split(" <_io")[0]

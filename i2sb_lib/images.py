@@ -255,8 +255,8 @@ def taken(x: Any, channels: int = 3) -> tuple[list[Tensor], Callable[[list[Tenso
     raise ValueError(f"expected {kinds_}, or a tensor of floats (B, {channels}, H, W) in [-1, 1], got {got}")
 
 
-def save_image(x: Tensor, path: str | Path | BinaryIO, source: str | None = None) -> None:
-    """Write one (C, H, W) image, uint8 or float in [-1, 1]; the file appears whole or not at all.
+def save_image(x: Tensor | Image.Image, path: str | Path | BinaryIO, source: str | None = None) -> None:
+    """Write one (C, H, W) image, uint8 or float in [-1, 1], or Pillow's, to a file that appears whole or not.
 
     By its suffix, one of SUFFIXES: JPEG at quality 95 with full chroma, all others without loss. A
     stream that is open for writing gets a PNG. source: what it was made of, in words by which `is_ours`
@@ -264,7 +264,7 @@ def save_image(x: Tensor, path: str | Path | BinaryIO, source: str | None = None
     whose format could not keep that promise, for opacity in a format that has none, and for what
     `to_image` refuses.
     """
-    image = to_image(x)
+    image = x if isinstance(x, Image.Image) else to_image(x)
     if not isinstance(path, str | os.PathLike):
         return image.save(path, "PNG")
     path = Path(path)

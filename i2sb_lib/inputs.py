@@ -104,12 +104,15 @@ def check_network(model: Denoiser, config: TrainConfig) -> None:
     x = torch.zeros(1, config.channels, height, width, device=trained[0].device if trained else "cpu")
     with torch.enable_grad():
         if not trained or not tried(x, torch.ones_like(x[:, 0, 0, 0]), x, x).requires_grad:
-            raise TrainingError("expected a network whose result depends on weights to train, got none")
+            said = "expected a network whose result depends on weights to train (requires_grad), got none"
+            raise TrainingError(said)
 
 
 def load(config: TrainConfig) -> Given:
     """The training images that a config names, and their partners where it has pairs."""
     how: dict[str, Any] = {"channels": config.channels, "crops": config.crops}
+    if MEMORY in (config.data, config.degraded) and not Path(MEMORY).exists():
+        raise TrainingError("expected the images that this run was given in Python: train(…, resume=True)")
     common = "train", config.size, config.progress, config.skip_corrupt
     if config.degraded:
         return load_pairs(config.data, config.degraded, *common, **how)
@@ -143,7 +146,7 @@ def start_from(init: Any, config: ModelConfig, net: nn.Module | None, say: bool)
     Says on stderr what differs between the two; TrainingError where the weights are made for another
     network, with the flags to give.
     """
-    model = init if isinstance(init, Pretrained) else load_pretrained(init, "cpu", net=net)
+    model = init if isinstance(init, Pretrained) else load_pretrained(init, "cpu", net=copy.deepcopy(net))
     theirs = model.denoiser.config
     if theirs.tikhonov and config.degradation == CUSTOM:
         raise TrainingError(f"{model.folder.name}: {BLIND.format(theirs.tikhonov)}")

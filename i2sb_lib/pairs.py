@@ -84,7 +84,7 @@ def _say_if_shrunk(degraded: str | Path, rows: list[Any], how: Any) -> None:
         return
     small = sides(how.size)
     if not how.crops and height > small[0] and width > small[1]:
-        said = f"{degraded}: pictures such as one of {height} x {width}, are made {small[0]} x {small[1]}"
+        said = f"{degraded}: pictures such as one of {height} x {width} are made {small[0]} x {small[1]}"
         warn(f"{said}, and their damage small with them; crops (--crops N) cuts parts at their own scale")
 
 

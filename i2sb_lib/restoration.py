@@ -24,6 +24,7 @@ from i2sb_lib.progress import progress as progress_bar
 from i2sb_lib.samplers import Sampler, check_sampler, generators, sample
 from i2sb_lib.tiles import WINDOW, Windows
 
+LEAST_SIDE = 32  # pixels of a side, below which `fit` takes many a picture for another kind
 FACTORS = 1024  # pixels of a side above which those of a blur take more than a moment
 POSSIBLE = 1.4  # of `Restorer.fit`: what hardly any image of the model's kind is above
 
@@ -81,8 +82,9 @@ class Restorer(nn.Module):
         else: this is the mean square of those from 1 to 3.2 times its deviation, over its variance, which
         rounding to 8 bits and the noise of the training make. (Weaker ones show no blur, the right or the
         wrong.) Above POSSIBLE a photograph is sharper, of another blur, noisier, or was a JPEG; small or
-        plain ones of another blur may stay below, and what is no photograph (text, pixel art) may be above.
-        Raises ValueError for other input, and where the model was trained with no such blur or no noise.
+        plain ones of another blur may stay below, and what is no photograph (text, pixel art) or has a side
+        of less than LEAST_SIDE pixels may be above. Raises ValueError for other input, and where the model
+        was trained with no such blur or no noise.
         """
         how, operator = self.record.get("training") or {}, self.denoiser.operator
         variance = (2 / 255) ** 2 / 12 * bool(how.get("quantise")) + (2 * how.get("noise", 0.0)) ** 2
@@ -97,6 +99,8 @@ class Restorer(nn.Module):
         """One sentence where images cannot be of the model's kind; none where that is not known cheaply."""
         if max(x1.shape[-2:]) > WINDOW and not self.denoiser.config.tikhonov:
             return  # the blur's factors, which the model does without, would take long
+        if min(x1.shape[-2:]) < LEAST_SIDE:
+            return
         with contextlib.suppress(ValueError):
             misfits, operator = self.fit(x1) > POSSIBLE, self.denoiser.operator
             if count := int(misfits.sum()):
@@ -110,7 +114,7 @@ class Restorer(nn.Module):
                     if abs(sigma - operator.sigma) < 0.25:
                         how = "as wide, with other taps, borders, noise"
                     kind += f" ({'it is' if len(x1) == 1 else 'the first is'} {how}, or a JPEG)"
-                warn(f"restore: {kind}: they may come out worse than they went in; try the default model")
+                warn(f"restore: {kind}: what comes out may be worse than what went in; try the default model")
 
     @property
     def alone(self) -> bool:

@@ -81,15 +81,23 @@ class SchrodingerSystem:
         mixing: int = 0,
     ) -> None:  # fmt: skip
         self.schedule, self.axes, self.errors = schedule, [_f64(a) for a in axes], list[float]()
-        shape, gaps = tuple(len(a) for a in self.axes), [a.diff() for a in self.axes]
+        shape = tuple(a.numel() for a in self.axes)
+        gaps = [a.diff() if a.ndim == 1 else torch.empty(0) for a in self.axes]
         even = [len(g) > 1 and bool(0 < g.max() < 1.001 * g.min()) for g in gaps]
         if even not in ([True], [True, True]):
-            raise ValueError(f"expected 1 or 2 uniform axes of 3 or more nodes, got {shape}")
+            raise ValueError(
+                f"expected a list of 1 or 2 uniform axes of 3 or more rising nodes, got {shape!s:.40}"
+            )
         self.spacing = [float(g.mean()) for g in gaps]
         cell = math.prod(self.spacing)
         for p in (p_a, p_b):
-            if p.shape != shape or not (p.min() >= 0 and 0 < p.sum() < math.inf):
-                raise ValueError(f"expected densities >= 0 of shape {shape}, got {tuple(p.shape)}")
+            if p.shape != shape:
+                raise ValueError(f"expected densities of shape {shape}, got {tuple(p.shape)}")
+            if not (p.min() >= 0 and 0 < p.sum() < math.inf):
+                got = f"{float(p.min()):g} as the least and {float(p.sum()):g} as the sum"
+                raise ValueError(f"expected densities of at least 0, not all 0 and finite, got {got}")
+        if not (isinstance(mixing, int) and mixing >= 0):
+            raise ValueError(f"expected mixing as a whole number of at least 0, got {mixing!r:.40}")
         self.p_a, self.p_b = (_f64(p) / (_f64(p).sum() * cell) for p in (p_a, p_b))
         log_psi0, kept = torch.zeros_like(self.p_a), list[tuple[Tensor, Tensor]]()
         while not (self.errors and self.errors[-1] <= tol):
@@ -130,6 +138,8 @@ class SchrodingerSystem:
         field *= sign * self.schedule.beta(_f64(t))
         if x is None:
             return field
+        if x.ndim != 2 or x.shape[1] != log_f.ndim:
+            raise ValueError(f"expected points (N, {log_f.ndim}), got {tuple(x.shape)}")
         u = (x - torch.stack([a[0] for a in self.axes])) / _f64(self.spacing)
         i = u.floor().long().clamp(min=0).minimum(torch.tensor(log_f.shape) - 2)
         corner = torch.tensor(list(product((0, 1), repeat=x.shape[1])))[:, None]
@@ -137,7 +147,9 @@ class SchrodingerSystem:
         return (weight * field[(i + corner).unbind(-1)]).sum(0)
 
     def sample(self, p: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """n points (n, d) from the multilinear interpolant of a density p on the grid."""
+        """n points (n, d) from the multilinear interpolant of a density p on the grid; else ValueError."""
+        if p.shape != self.p_a.shape or n < 1:
+            raise ValueError(f"expected n >= 1 and a density {(*self.p_a.shape,)}, got {n}, {(*p.shape,)}")
         x = torch.cartesian_prod(*self.axes).reshape(-1, p.ndim)
         x = x[torch.multinomial(p.flatten(), n, True, generator=generator)]
         u = torch.rand(2, n, p.ndim, generator=generator, dtype=torch.float64)
@@ -148,6 +160,7 @@ class SchrodingerSystem:
 
         Rising times follow the forward SDE, falling ones the backward; noise has exact variance.
         """
+        times = _f64(times)
         yield float(times[0]), x
         for s, t in pairwise(times.tolist()):
             noise = torch.randn(x.shape, generator=generator, dtype=torch.float64)

@@ -17,6 +17,7 @@ from torch import nn
 from i2sb_lib import checkpoints
 from i2sb_lib.checkpoints import SHIPPED, Pretrained, load_pretrained, save_pretrained
 from i2sb_lib.denoiser import Denoiser, ModelConfig
+from i2sb_lib.faults import Notice
 from i2sb_lib.images import psnr
 
 NAMES = sorted({f.parent.name for s in SHIPPED for f in s.glob("*/model.json")})
@@ -410,6 +411,17 @@ def test_an_unknown_name_lists_what_there_is(monkeypatch, folder):
         load_pretrained("celeba46")
     with pytest.raises(ValueError, match=r"got a folder without one, '.*'"):
         load_pretrained(folder.parent)
+
+
+def test_a_folder_with_a_shipped_model_s_name_does_not_take_its_place(folder, tmp_path, monkeypatch):
+    here = tmp_path / "here"
+    shutil.copytree(folder, here / "model")
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(checkpoints, "SHIPPED", [folder.parent])
+    with pytest.warns(Notice, match=r"model: the shipped model is taken, not the folder, which is \./model$"):
+        assert load_pretrained("model", "cpu").folder == folder
+    for name in ("./model", Path("model"), here / "model"):
+        assert load_pretrained(name, "cpu").folder.resolve() == here / "model"
 
 
 def test_an_installed_package_finds_its_weights(folder, tmp_path, monkeypatch):

@@ -99,7 +99,8 @@ def test_exit_codes_are_those_of_the_help_text(tmp_path, run_folder, capsys):
     assert code_of("--help") == 0
     assert code_of() == 0
     assert code_of("destroy") == 2
-    assert "['train', 'restore'" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert ("['train', 'restore'" in said.err, said.out) == (True, f"{i2sb_lib.cli.__doc__}\n" * 2)
     assert code_of("--version") == 0
     assert capsys.readouterr().out == f"i2sb {i2sb_lib.__version__}\n"
     assert code_of("train", "--no-such-flag") == 2

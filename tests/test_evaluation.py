@@ -206,6 +206,12 @@ def test_a_missing_package_is_named_with_its_extra(pair, monkeypatch):
         evaluate(*pair, ["ssim"])
 
 
+def test_unless_said_images_get_the_metrics_that_they_can_have():
+    x = torch.rand(2, 3, 6, 6) - 0.5
+    assert set(evaluate(x, -x)) == {"psnr", "ssim"}
+    assert set(evaluate(x[..., :5], -x[..., :5])) == {"psnr"}
+
+
 def test_an_unknown_metric_lists_the_known(pair):
     with pytest.raises(ValueError, match=r"'psnr'.*got \['nima'\]"):
         evaluate(*pair, ["psnr", "nima"])

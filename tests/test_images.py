@@ -474,6 +474,8 @@ def test_saving_is_exact_and_atomic(picture, tmp_path, monkeypatch):
     for form in (x, x.double(), to_uint8(x)):
         save_image(form, path)
         assert torch.equal(to_tensor(open_image(path)), pixels(picture))
+    save_image(picture, path)
+    assert torch.equal(to_tensor(open_image(path)), pixels(picture))
     before = path.read_bytes()
 
     def half(self, file, *args, **kwargs):

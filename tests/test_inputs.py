@@ -88,7 +88,7 @@ class Kind(Net):
         return self.then(super().forward(planes, t) * (1 if self.more is None else 1 + self.more.sum()))
 
 
-FROZEN = "expected a network whose result depends on weights to train, got none"
+FROZEN = "expected a network whose result depends on weights to train .requires_grad., got none"
 
 
 @pytest.mark.parametrize(
@@ -179,6 +179,40 @@ def test_a_network_may_have_weights_of_any_rank_and_is_tried_on_a_copy(tmp_path)
     i2sb_lib.load_pretrained(tmp_path / "run", "cpu", net=again)
     assert (net.more - 0.25).abs().min() > 0
     torch.testing.assert_close(again.more, net.more.detach(), rtol=1e-3, atol=0)
+
+
+def test_a_run_with_a_network_of_one_s_own_is_a_start_by_its_folder(tmp_path):
+    """And a refusal leaves the module that was given as it was: to be trained, with its own weights."""
+    first = config(tmp_path)
+    train(first, images=images(), degrade=halve, net=Net())
+    net = Net()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    own = {"images": images(), "degrade": halve, "net": net, "init": first.out}
+    with pytest.raises(TrainingError, match="expected a run of its own kind of network: give"):
+        train(config(tmp_path, out=str(tmp_path / "other"), prediction="eps"), **own)
+    assert all([net.training, *(p.requires_grad for p in net.parameters())])
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    run = Trainer(config(tmp_path, out=str(tmp_path / "second")), **own)
+    learnt = i2sb_lib.load_pretrained(first.out, net=Net()).denoiser.state_dict()
+    assert all(torch.equal(v, learnt[k]) for k, v in run.model.state_dict().items())
+    assert train(config(tmp_path, out=str(tmp_path / "third")), **own)["finished"]
+    assert not torch.equal(net.conv.weight, learnt["net.conv.weight"])
+
+
+def test_what_the_command_line_says_of_a_run_that_was_made_in_python(tmp_path, capsys):
+    train(config(tmp_path, minutes=1e-9), images=images())
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--resume", "--out", str(tmp_path / "run")])
+    assert "expected the images that this run was given in Python: train(…, resume=True)" in stop.value.code
+    train(config(tmp_path, out=str(tmp_path / "own")), images=images(), degrade=halve, net=Net())
+    capsys.readouterr()
+    main(["info", str(tmp_path / "own")])
+    assert '"network": "custom"' in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        main(["restore", "x.png", "y.png", "--checkpoint", str(tmp_path / "own")])
+    assert "expected net, a module of one's own, as the run was given: load_pretrained(…, net=…)" in str(
+        stop.value
+    )
 
 
 def test_wiener_s_guess_is_shown_to_a_network_of_one_s_own(tmp_path):

@@ -557,6 +557,13 @@ class TestFit:
         near = {warned.pop(f"sigma {s}") for s in (1.9, 2.1)}  # a tenth of a pixel is not seen
         assert min(warned.values()) >= 0.99 > max(near)
 
+    def test_nothing_is_said_of_pictures_too_small_to_tell(self, told, x0):
+        x1 = create_degradation("blur-gauss", quantise=True)(x0[..., 28:36, 28:36])
+        assert float((told.fit(x1) > restoration.POSSIBLE).double().mean()) > 0.1  # of its own blur
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            told.restore(x1, 1)
+
     def test_restore_says_so_once_and_only_then(self, told, x0):
         x1 = create_degradation("blur-gauss", quantise=True)(x0[:3])
         with warnings.catch_warnings():

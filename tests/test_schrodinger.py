@@ -290,16 +290,37 @@ def test_zero_mass_is_allowed() -> None:
         ([line(5).flip(0)], torch.ones(5), "1 or 2 uniform axes"),
         ([torch.tensor([0.0, 1.0, 2.01])], torch.ones(3), "1 or 2 uniform axes"),
         ([line(2)], torch.ones(2), "1 or 2 uniform axes"),
-        ([line(5)], torch.ones(4), "densities"),
-        ([line(5)], -torch.ones(5), "densities"),
-        ([line(5)], torch.zeros(5), "densities"),
-        ([line(5)], torch.full((5,), math.nan), "densities"),
-        ([line(5)], torch.full((5,), math.inf), "densities"),
+        (line(5), torch.ones(5), "a list of 1 or 2 uniform axes"),
+        ([torch.ones(3, 3)], torch.ones(9), "1 or 2 uniform axes"),
+        ([line(5)], torch.ones(4), r"of shape \(5,\), got \(4,\)"),
+        ([line(5)], -torch.ones(5), "at least 0, .* got -1 as the least and -5 as the sum"),
+        ([line(5)], torch.zeros(5), "not all 0 and finite, got 0 as the least and 0 as the sum"),
+        ([line(5)], torch.full((5,), math.nan), "got nan as the least"),
+        ([line(5)], torch.full((5,), math.inf), "got inf as the least and inf as the sum"),
     ],
 )
 def test_bad_input_is_one_clear_error(axes: list, p: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SchrodingerSystem(SCHEDULE, axes, p, p)
+
+
+@pytest.mark.parametrize("mixing", [-1, 1.5])
+def test_bad_mixing_is_one_clear_error(mixing: float) -> None:
+    with pytest.raises(ValueError, match=f"mixing as a whole number of at least 0, got {mixing}"):
+        SchrodingerSystem(SCHEDULE, [line(5)], torch.ones(5), torch.ones(5), mixing=mixing)  # type: ignore[arg-type]
+
+
+def test_points_and_densities_of_another_grid_are_refused(system: SchrodingerSystem) -> None:
+    n = len(system.p_a)
+    for points in (torch.zeros(7), torch.zeros(7, 2)):
+        with pytest.raises(ValueError, match=r"expected points \(N, 1\), got \(7"):
+            system.drift(0.5, points)
+    with pytest.raises(ValueError, match=rf"n >= 1 and a density \({n},\), got 5, \(10,\)"):
+        system.sample(system.p_a[:10], 5)
+    with pytest.raises(ValueError, match=rf"got 0, \({n},\)"):
+        system.sample(system.p_a, 0)
+    (_, first), (_, last) = system.simulate(torch.zeros(7, 1), [1.0, 0.9])  # type: ignore[arg-type]
+    assert first.shape == last.shape
 
 
 def test_the_density_is_the_marginals_at_both_ends_and_has_unit_mass(system: SchrodingerSystem) -> None:
