@@ -1,8 +1,8 @@
 """The training configuration: its fields are the flags of `i2sb train`.
 
 The presets are the demonstration of `make book`, what a CPU trained (`-small`, shipped, and
-`-blind-longer`), and the full-size runs for a GPU, of which `celeba64-deblur-long` and
-`celeba64-deblur-blind-full` are two shipped models'.
+`-blind-longer`), and the full-size runs for a GPU, of which `celeba64-deblur-long` is a shipped model's
+and `celeba64-deblur-blind-full` a recorded one's.
 """
 
 import dataclasses

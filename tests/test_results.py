@@ -50,8 +50,12 @@ def test_the_readme_states_the_recorded_numbers():
     assert stated(text, r"I²SB \| \d+") == [recorded(r) for r in rows.values()]
     blind = [r for r in run("celeba64-deblur-blind")["results"] if r["sampler"] == "sde"]
     assert stated(text, r"I²SB, blind \| \d+") == [recorded(r) for r in blind]
-    large = run("celeba64-deblur-blind-full")["results"][1:]
-    assert stated(text, r"I²SB, blind, large \| \d+") == [recorded(r) for r in large]
+    long = run("celeba64-deblur-blind-long")["results"][1:2]
+    assert stated(text, r"I²SB, blind, long \| \d+") == [recorded(r) for r in long]
+    advised = next(r for r in run("ladder")["results"] if r["row"] == "celeba64-deblur-blind-long:dbim:5:2")
+    assert stated(text, r"I²SB, blind, long, as it does unless told \| 5") == [recorded(advised)]
+    walk = {"nfe": 5, "sampler": "dbim", "power": 2.0, "consistency": 0.0}
+    assert load_pretrained("celeba64-deblur-blind-long", "cpu").walk() == walk
     advised = next(r for r in run("ladder")["results"] if r["row"] == f"{FLAGSHIP}:dbim:5:2:1e-2")
     assert stated(text, r"I²SB, as it does unless told \| 5") == [recorded(advised)]
     assert load_pretrained(FLAGSHIP, "cpu").recommended()[1:] == ("dbim", advised["lam"])
