@@ -216,7 +216,7 @@ def test_pairs_that_are_made_small_say_that_their_damage_is_too(folders):
         return [str(w.message) for w in found]
 
     (line,) = said(size=16)
-    assert "of 20 x 24, are made 16 x 16" in line
+    assert "of 20 x 24 are made 16 x 16" in line
     assert "--crops N" in line
     assert not said(size=16, crops=2)
     assert not said(size=(20, 24))
