@@ -121,9 +121,9 @@ different model.""",
     "celeba64-deblur-long": """ `benchmarks/gpu_flagship.py`
 trained it, one CUDA graph a step, beside another training on the same card.""",
     "celeba64-deblur-blind-long": """ This is its second training
-(`--preset celeba64-deblur-blind-longer --init RUN --lr 6e-4 --ema 0.9995 --seed 1 --steps 12000`), with AdamW
-anew and from the weights of the first, `data/runs/celeba64-deblur-blind-longer`: 14,400 steps of 16,
-131 minutes on the same CPU. Together they saw 422,400 images.""",
+(the preset of its name), with AdamW anew and from the weights of the first (`celeba64-deblur-blind-longer`,
+as preset and in `data/runs`): 14,400 steps of 16, 131 minutes on the same CPU. Together they saw 422,400
+images.""",
     "photos-robust": """ This is its last training of five
 (`--init RUN --alone 0.5 --mild 0.5 --seed 1 --steps 3700`: half of the pictures have one kind of damage
 alone, and JPEG is then weak more often), each with AdamW anew and from the weights of the one before. The

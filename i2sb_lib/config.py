@@ -1,8 +1,8 @@
 """The training configuration: its fields are the flags of `i2sb train`.
 
-The presets are the demonstration of `make book`, what a CPU trained (`-small`, shipped, and
-`-blind-longer`), and the full-size runs for a GPU, of which `celeba64-deblur-long` is a shipped model's
-and `celeba64-deblur-blind-full` a recorded one's.
+The presets are the demonstration of `make book`, what a CPU trained (`-small`, shipped, and `-blind-longer`
+and, from its weights, the shipped `-blind-long`), and the full-size runs for a GPU, of which
+`celeba64-deblur-long` is a shipped model's and `celeba64-deblur-blind-full` a recorded one's.
 """
 
 import dataclasses
@@ -110,6 +110,9 @@ class TrainConfig(Design):
 S1: dict[str, Any] = {"beta_min": 0.7089, "beta_max": 2.1266}  # the shipped shape with sigma_1 = 1
 
 
+LONGER = "runs/celeba64-deblur-blind-longer"  # where its run is looked for, unless --init says
+
+
 def _full(**changes: Any) -> TrainConfig:
     base = TrainConfig(network="unet-full", steps=60_000, batch_size=128, compile=True, ema=0.9995)
     return dataclasses.replace(base, **changes)
@@ -130,6 +133,7 @@ PRESETS = {
     "celeba64-deblur-small": _small(tikhonov=2e-4),
     "celeba64-deblur-blind-small": _small(),
     "celeba64-deblur-blind-longer": _small(**S1, steps=14_400),
+    "celeba64-deblur-blind-long": _small(**S1, steps=12_000, lr=6e-4, ema=0.9995, seed=1, init=LONGER),
     "celeba64-deblur-noisy-small": _small(noise=0.05, tikhonov=5e-2),
     # larger pictures in more parts: a GPU's memory as at 64 x 64, about 10 GB (benchmarks/budget.py)
     "celeba128-deblur": _full(size=128, accumulate=4),
