@@ -264,7 +264,9 @@ def save_image(x: Tensor | Image.Image, path: str | Path | BinaryIO, source: str
     whose format could not keep that promise, for opacity in a format that has none, and for what
     `to_image` refuses.
     """
-    image = x if isinstance(x, Image.Image) else to_image(x)
+    if isinstance(x, Image.Image):
+        x = to_tensor(x, 4 if x.has_transparency_data else 1 if x.mode in ("1", "L") else 3)
+    image = to_image(x)
     if not isinstance(path, str | os.PathLike):
         return image.save(path, "PNG")
     path = Path(path)

@@ -112,7 +112,9 @@ def load(config: TrainConfig) -> Given:
     """The training images that a config names, and their partners where it has pairs."""
     how: dict[str, Any] = {"channels": config.channels, "crops": config.crops}
     if MEMORY in (config.data, config.degraded) and not Path(MEMORY).exists():
-        raise TrainingError("expected the images that this run was given in Python: train(…, resume=True)")
+        raise TrainingError(
+            f"expected a {MEMORY}, or a run's images as they were given in Python: train(…, resume=True)"
+        )
     common = "train", config.size, config.progress, config.skip_corrupt
     if config.degraded:
         return load_pairs(config.data, config.degraded, *common, **how)
@@ -146,7 +148,10 @@ def start_from(init: Any, config: ModelConfig, net: nn.Module | None, say: bool)
     Says on stderr what differs between the two; TrainingError where the weights are made for another
     network, with the flags to give.
     """
-    model = init if isinstance(init, Pretrained) else load_pretrained(init, "cpu", net=copy.deepcopy(net))
+    try:
+        model = init if isinstance(init, Pretrained) else load_pretrained(init, "cpu", net=copy.deepcopy(net))
+    except ValueError as error:
+        raise ValueError(f"init: {error}") from error
     theirs = model.denoiser.config
     if theirs.tikhonov and config.degradation == CUSTOM:
         raise TrainingError(f"{model.folder.name}: {BLIND.format(theirs.tikhonov)}")
@@ -161,5 +166,11 @@ def start_from(init: Any, config: ModelConfig, net: nn.Module | None, say: bool)
         what = ", ".join(f"{k} {a} -> {b}" for k, (a, b) in differ.items())
         print(f"i2sb: from the weights of {model.folder.name}, with other settings: {what}", file=sys.stderr)
     denoiser = Denoiser(dataclasses.replace(config, moments=theirs.moments), net)
-    denoiser.load_state_dict(model.denoiser.state_dict())
+    try:
+        denoiser.load_state_dict(model.denoiser.state_dict())
+    except RuntimeError as error:
+        what = " ".join(str(error).split())
+        raise TrainingError(
+            f"{model.folder.name}: expected the weights of this network, got: {what:.200}"
+        ) from error
     return denoiser

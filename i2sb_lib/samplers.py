@@ -127,8 +127,8 @@ def sample(
     if sampler == "ode":
         std = [0.0] * len(std)
 
-    each = generator if isinstance(generator, Sequence) else [generator]
-    if not all(g is None or isinstance(g, torch.Generator) for g in each):
+    each = generator if isinstance(generator, Sequence) else [generator] * (generator is not None)
+    if not all(isinstance(g, torch.Generator) for g in each):
         raise ValueError(f"expected generators of torch's, see `generators` for seeds, got {generator!r:.80}")
     if isinstance(generator, Sequence) and len(generator) != len(x1):
         raise ValueError(f"expected {len(x1)} generators, one for each image, got {len(generator)}")

@@ -474,6 +474,12 @@ def test_saving_is_exact_and_atomic(picture, tmp_path, monkeypatch):
     for form in (x, x.double(), to_uint8(x)):
         save_image(form, path)
         assert torch.equal(to_tensor(open_image(path)), pixels(picture))
+    for form in (picture, picture.convert("CMYK"), picture.convert("P"), picture.convert("LA")):
+        save_image(form, path)
+        again = to_tensor(open_image(path, alpha=True), 4)
+        assert torch.equal(again, to_tensor(form, 4))
+    with pytest.raises(ValueError, match="expected a format that holds opacity"):
+        save_image(picture.convert("LA"), tmp_path / "out.jpg")
     save_image(picture, path)
     assert torch.equal(to_tensor(open_image(path)), pixels(picture))
     before = path.read_bytes()

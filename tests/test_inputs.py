@@ -197,13 +197,19 @@ def test_a_run_with_a_network_of_one_s_own_is_a_start_by_its_folder(tmp_path):
     assert all(torch.equal(v, learnt[k]) for k, v in run.model.state_dict().items())
     assert train(config(tmp_path, out=str(tmp_path / "third")), **own)["finished"]
     assert not torch.equal(net.conv.weight, learnt["net.conv.weight"])
+    given = i2sb_lib.load_pretrained(first.out, net=Net())
+    other = config(tmp_path, out=str(tmp_path / "fourth"))
+    with pytest.raises(TrainingError, match=r"run: expected the weights of this network, got: .*net\.more"):
+        train(other, **own | {"net": Kind(nn.Parameter(torch.ones(2))), "init": given})
+    with pytest.raises(ValueError, match=r"^init: expected one of .*, a folder with model.json"):
+        train(other, **own | {"init": str(tmp_path / "nowhere")})
 
 
 def test_what_the_command_line_says_of_a_run_that_was_made_in_python(tmp_path, capsys):
     train(config(tmp_path, minutes=1e-9), images=images())
     with pytest.raises(SystemExit) as stop:
         main(["train", "--resume", "--out", str(tmp_path / "run")])
-    assert "expected the images that this run was given in Python: train(…, resume=True)" in stop.value.code
+    assert "a run's images as they were given in Python: train(…, resume=True)" in stop.value.code
     train(config(tmp_path, out=str(tmp_path / "own")), images=images(), degrade=halve, net=Net())
     capsys.readouterr()
     main(["info", str(tmp_path / "own")])

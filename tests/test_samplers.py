@@ -209,6 +209,7 @@ def test_no_graph_is_kept():
         ({"nfe": 2.5}, r"got n=2\.5"),
         ({"generator": [seeded(), seeded()]}, "expected 1 generators, one for each image, got 2"),
         ({"generator": 0}, "expected generators of torch's, see `generators` for seeds, got 0"),
+        ({"generator": [None]}, "expected generators of torch's"),
         ({"generator": [0]}, "expected generators of torch's, see `generators` for seeds, got .0."),
         ({"times": torch.tensor([0.9, 0.0])}, r"from 1 down to 0, got \[0.89"),
         ({"times": torch.tensor([1.0, 0.1])}, "from 1 down to 0"),
