@@ -86,9 +86,9 @@ class SchrodingerSystem:
         gaps = [a.diff() if a.ndim == 1 else torch.empty(0) for a in self.axes]
         even = [len(g) > 1 and bool(0 < g.max() < 1.001 * g.min()) for g in gaps]
         if even not in ([True], [True, True]):
-            got = [tuple(a.shape) for a in self.axes]
+            came = [tuple(a.shape) for a in self.axes]
             raise ValueError(
-                f"expected a list of 1 or 2 uniform axes of 3 or more rising nodes, got {got!s:.60}"
+                f"expected a list of 1 or 2 uniform axes of 3 or more rising nodes, got {came!s:.60}"
             )
         self.spacing = [float(g.mean()) for g in gaps]
         cell = math.prod(self.spacing)
@@ -98,7 +98,7 @@ class SchrodingerSystem:
             if not (p.min() >= 0 and 0 < p.sum() < math.inf):
                 got = f"{float(p.min()):g} as the least and {float(p.sum()):g} as the sum"
                 raise ValueError(f"expected densities of at least 0, not all 0 and finite, got {got}")
-        if not (isinstance(mixing, Integral) and mixing >= 0):
+        if not (isinstance(mixing, int | Integral) and mixing >= 0):
             raise ValueError(f"expected mixing as a whole number of at least 0, got {mixing!r:.40}")
         self.p_a, self.p_b = (_f64(p) / (_f64(p).sum() * cell) for p in (p_a, p_b))
         log_psi0, kept = torch.zeros_like(self.p_a), list[tuple[Tensor, Tensor]]()
