@@ -149,7 +149,10 @@ class SchrodingerSystem:
         return (weight * field[(i + corner).unbind(-1)]).sum(0)
 
     def sample(self, p: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """n points (n, d) from the multilinear interpolant of a density p on the grid; else ValueError."""
+        """n >= 1 points (n, d) from the multilinear interpolant of p, a density on the whole grid.
+
+        Raises ValueError for another n, and for p of another shape.
+        """
         if p.shape != self.p_a.shape or n < 1:
             raise ValueError(f"expected n >= 1 and a density {(*self.p_a.shape,)}, got {n}, {(*p.shape,)}")
         x = torch.cartesian_prod(*self.axes).reshape(-1, p.ndim)
