@@ -146,7 +146,7 @@ class Denoiser(nn.Module):
             )
         if (config.network == CUSTOM) != (net is not None):
             what = f"none, for network {CUSTOM}" if net is None else f"one, for network {config.network}"
-            raise ValueError(f"expected net, a module of one's own, with network {CUSTOM} alone, got {what}")
+            raise ValueError(f"expected net=…, a module in Python, with network {CUSTOM} alone, got {what}")
         if config.wiener and (config.tikhonov or not config.cond_x1):
             got = f"cond_x1={config.cond_x1}, tikhonov={config.tikhonov}"
             raise ValueError(f"wiener needs cond_x1 and takes the place of tikhonov, got {got}")

@@ -71,7 +71,7 @@ def inputs(
             warn(f"{config.degradation} is left out: pairs, or a degradation of one's own, take its place")
         config = dataclasses.replace(config, degradation=CUSTOM, degradation_options={})
     if config.degradation == CUSTOM and not config.degraded and degrade is None:
-        raise ValueError("expected degrade, or pairs, for a degradation of one's own, got none")
+        raise ValueError("expected pairs, or in Python degrade=…, for a degradation of one's own, got none")
     if not (degrade is None or callable(degrade)):
         raise ValueError(f"expected degrade as a function of images, got {degrade!r}")
     # pairs are degraded already: nothing is done to them
@@ -81,14 +81,17 @@ def inputs(
     return config, made, given
 
 
-def check_network(model: Denoiser, config: TrainConfig) -> None:
-    """Refuse what cannot be trained, TrainingError; one of one's own is tried once, as a copy."""
+def check_network(model: Denoiser, config: TrainConfig, init: Any = None) -> None:
+    """Refuse what cannot be trained, or started from `init`; one's own network is tried once, as a copy."""
     height, width = sides(config.size)
     if height % (stride := model.stride) or width % stride:
         raise TrainingError(f"{config.network}: expected a size that {stride} divides, got {config.size}")
     if config.wiener and min(height, width) < LEAST:  # nothing is guessed, and no trust learnt
         raise TrainingError(f"wiener: expected sides of at least {LEAST} pixels, got {height} x {width}")
-    if config.network != CUSTOM:
+    own = config.network == CUSTOM
+    if init:
+        start_from(init, design(config), copy.deepcopy(model.net) if own else None, say=False)
+    if not own:
         return
     for name, p in model.named_parameters():
         if nn.parameter.is_lazy(p):
@@ -102,10 +105,16 @@ def check_network(model: Denoiser, config: TrainConfig) -> None:
         said = f"expected a network that copy.deepcopy can copy, for the average, got: {first_line(error)}"
         raise TrainingError(said) from error
     x = torch.zeros(1, config.channels, height, width, device=trained[0].device if trained else "cpu")
-    with torch.enable_grad():
-        if not trained or not tried(x, torch.ones_like(x[:, 0, 0, 0]), x, x).requires_grad:
-            said = "expected a network whose result depends on weights to train (requires_grad), got none"
-            raise TrainingError(said)
+    try:
+        with torch.enable_grad():
+            learns = bool(trained) and tried(x, torch.ones_like(x[:, 0, 0, 0]), x, x).requires_grad
+    except (RuntimeError, TypeError) as error:
+        what = f"planes {(1, model.planes, height, width)} and t (1,), got: {first_line(error)}"
+        raise TrainingError(f"expected a network of {what}") from error
+    if not learns:
+        raise TrainingError(
+            "expected a network whose result depends on weights to train (requires_grad), got none"
+        )
 
 
 def load(config: TrainConfig) -> Given:

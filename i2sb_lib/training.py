@@ -76,7 +76,7 @@ class Trainer:
         self.host = _host(config)
         self.device, self.degrade = self.host.device, degrade
         with seeded(config.seed, CPU):
-            check_network(Denoiser(design(config), self.net), config)
+            check_network(Denoiser(design(config), self.net), config, None if self.moments else self.init)
         if config.compile:
             faults.check_compiler(self.device)
         self.writer: Any = faults.create_writer(self.out) if config.tensorboard and self.host.main else None

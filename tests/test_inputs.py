@@ -203,6 +203,9 @@ def test_a_run_with_a_network_of_one_s_own_is_a_start_by_its_folder(tmp_path):
         train(other, **own | {"net": Kind(nn.Parameter(torch.ones(2))), "init": given})
     with pytest.raises(ValueError, match=r"^init: expected one of .*, a folder with model.json"):
         train(other, **own | {"init": str(tmp_path / "nowhere")})
+    nowhere = {"data": str(tmp_path / "nowhere"), "init": str(tmp_path / "nowhere")}
+    with pytest.raises(ValueError, match=r"^init: expected one of"):  # before an image is looked for
+        train(dataclasses.replace(other, **nowhere))
 
 
 def test_what_the_command_line_says_of_a_run_that_was_made_in_python(tmp_path, capsys):
@@ -210,6 +213,23 @@ def test_what_the_command_line_says_of_a_run_that_was_made_in_python(tmp_path, c
     with pytest.raises(SystemExit) as stop:
         main(["train", "--resume", "--out", str(tmp_path / "run")])
     assert "a run's images as they were given in Python: train(…, resume=True)" in stop.value.code
+    for name, own, said in (
+        (
+            "degraded",
+            {"degrade": halve},
+            "expected pairs, or in Python degrade=…, for a degradation of one's own",
+        ),
+        (
+            "net",
+            {"net": Net(6, 3)},
+            "expected net=…, a module in Python, with network custom alone, got none",
+        ),
+    ):
+        run = config(tmp_path, minutes=1e-9, data="embedded", channels=3, out=str(tmp_path / name))
+        train(run, **own)
+        with pytest.raises(SystemExit) as stop:
+            main(["train", "--resume", "--out", run.out])
+        assert said in stop.value.code
     train(config(tmp_path, out=str(tmp_path / "own")), images=images(), degrade=halve, net=Net())
     capsys.readouterr()
     main(["info", str(tmp_path / "own")])
