@@ -46,7 +46,11 @@ class Layer(NamedTuple):
         style = {"color": colour, "alpha": alpha, "zorder": 5}
         if self.kind == "dots":
             return self.ax.plot(*value.T, "o", ms=size, mew=0, **style)
-        return [artist for each in value for artist in self.ax.plot(*each.T, lw=size, **style)]
+        return [
+            artist
+            for each in value
+            for artist in self.ax.plot(*each.T, lw=size, solid_capstyle="butt", **style)
+        ]
 
     def data(self, controls: int, dpi: float, height: float) -> dict[str, Any]:
         """What the script draws: places in eighths of the figure's pixels, pictures one below the other."""
