@@ -46,6 +46,19 @@ def warn(message: str) -> None:
     warnings.warn(message, Notice, stacklevel=level)
 
 
+def told(x: Any) -> str:
+    """What came in place of what was expected: a tensor's dtype and shape; of other things the type first."""
+    what = f"{x.dtype} of shape {tuple(x.shape)}" if hasattr(x, "shape") and hasattr(x, "dtype") else ""
+    return what if isinstance(x, torch.Tensor) else type(x).__name__ + f" of {what}" * bool(what)
+
+
+def floats(x: torch.Tensor, what: str, n: int = 0) -> torch.Tensor:
+    """Return x; ValueError, expected `what`, unless it is a float tensor; not empty where it needs n axes."""
+    if not (isinstance(x, torch.Tensor) and x.is_floating_point() and x.ndim >= n and x.numel() >= min(n, 1)):
+        raise ValueError(f"expected {what}, got {told(x)}")
+    return x
+
+
 def first_line(error: BaseException) -> str:
     """An error in one line: its first, not too long, or its name where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300].rstrip(". ")

@@ -16,7 +16,7 @@ import torch
 from PIL import ExifTags, Image, ImageCms
 from torch import Tensor
 
-from i2sb_lib.faults import unreadable, warn
+from i2sb_lib.faults import floats, told, unreadable, warn
 from i2sb_lib.files import atomic_write, is_special
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".tif", ".tiff", ".ppm")  # read and written
@@ -36,12 +36,10 @@ def check_images(x: Tensor, name: str = "images", channels: int | None = None) -
 
     channels: what C has to be; 1, 3 or 4 unless said. The range may be exceeded by 0.5, as by noise.
     """
-    some = MODES if channels is None else (channels,)
-    good = isinstance(x, Tensor) and x.ndim == 4 and x.shape[1] in some and x.is_floating_point()
-    if not good or not x.numel():
-        what = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+    good = isinstance(x, Tensor) and x.ndim == 4 and x.is_floating_point() and x.numel()
+    if not good or x.shape[1] not in (MODES if channels is None else (channels,)):
         wanted = f"(B, {channels or 'C'}, H, W) in [-1, 1]" + ", C 1, 3 or 4" * (channels is None)
-        raise ValueError(f"{name}: expected float images {wanted}, got {what}")
+        raise ValueError(f"{name}: expected float images {wanted}, got {told(x)}")
     low, high = (float(v) for v in x.detach().aminmax())
     if not (low >= -1.5 and high <= 1.5):
         raise ValueError(f"{name}: expected values in [-1, 1], got [{low:.3g}, {high:.3g}]")
@@ -49,34 +47,39 @@ def check_images(x: Tensor, name: str = "images", channels: int | None = None) -
 
 
 def to_float(x: Tensor) -> Tensor:
-    """uint8 in [0, 255] -> float32 in [-1, 1]; ValueError for any other dtype."""
-    if x.dtype != torch.uint8:
-        raise ValueError(f"expected uint8 images, got {x.dtype}")
+    """uint8 k -> float32 k / 127.5 - 1 in [-1, 1], of any shape; ValueError for all but a uint8 tensor."""
+    if not isinstance(x, Tensor) or x.dtype != torch.uint8:
+        raise ValueError(f"expected a tensor of uint8 images, got {told(x)}")
     return x.float() / 127.5 - 1
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """float in [-1, 1] -> uint8, rounded to nearest and clipped; ValueError for integers."""
-    if not x.is_floating_point():
-        raise ValueError(f"expected float images in [-1, 1], got {x.dtype}")
-    return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    """float x in [-1, 1] -> uint8, 127.5 (x + 1) rounded, clipped, nan to any; ValueError unless floats."""
+    return ((floats(x, "float images in [-1, 1]").float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def quantise(x: Tensor) -> Tensor:
-    """Round to the 256 levels that a file can hold, still as floats in [-1, 1]."""
+    """Clip, and round to the 256 levels that a file can hold, as float32 in [-1, 1]; else as `to_uint8`."""
     return to_float(to_uint8(x))
 
 
 def psnr(x: Tensor, y: Tensor) -> Tensor:
-    """Per-image peak signal-to-noise ratio (B,) in dB; the peak is 2, the width of [-1, 1]."""
-    return -10 * torch.log10((x - y).square().flatten(1).mean(1) / 4)
+    """Per-image peak signal-to-noise ratio (B,) in dB: 10 log10(2^2 / mean |x - y|^2), inf of equal ones.
+
+    The peak is 2, the width of [-1, 1]. ValueError unless both are float tensors of one shape (B, ...).
+    """
+    if floats(x, "float images", 1).shape != floats(y, "float images", 1).shape:
+        raise ValueError(f"expected float images of one shape, got {told(x)} and {told(y)}")
+    error = (x - y).to(torch.promote_types((x - y).dtype, torch.float32))
+    return -10 * torch.log10(error.square().flatten(1).mean(1) / 4)
 
 
 def open_image(file: Any, alpha: bool = False) -> Image.Image:
     """The picture in a file, given by path or open for reading, as `to_rgb` makes it.
 
-    Of several in one file the first is taken, with a warning. Raises ValueError with the file's name
-    where it holds no picture of one of FORMATS, a damaged one, over MAX_BYTES or MAX_PIXELS, or no scale.
+    Of several in one file the first is taken, with a warning. Raises ValueError with the file's name where it
+    holds no picture (PNG, JPEG, BMP, WebP, TIFF, PPM, GIF, AVIF), a damaged one, one of over 2^27 pixels or
+    of no known scale, and where what is at a path has over 2^30 bytes.
     """
     path = isinstance(file, str | os.PathLike)
     name = file if path else getattr(file, "name", "image")
@@ -217,8 +220,8 @@ def to_image(x: Tensor) -> Image.Image:
 
     Raises ValueError for another shape, and for floats beyond that range, as `check_images` has it.
     """
-    if x.ndim != 3 or len(x) not in MODES:
-        raise ValueError(f"expected an image (1, 3 or 4, H, W), got shape {tuple(x.shape)}")
+    if not isinstance(x, Tensor) or x.ndim != 3 or len(x) not in MODES or not x.numel():
+        raise ValueError(f"expected an image (1, 3 or 4, H, W), got {told(x)}")
     x = x if x.dtype == torch.uint8 else to_uint8(check_images(x[None], "image")[0])
     pixels = x.permute(1, 2, 0).cpu().numpy()
     return Image.fromarray(pixels[..., 0] if len(x) == 1 else pixels)
@@ -250,19 +253,17 @@ def taken(x: Any, channels: int = 3) -> tuple[list[Tensor], Callable[[list[Tenso
             pixels = torch.from_numpy(batch.copy()).permute(0, 3, 1, 2)
             back = lambda ys: to_uint8(torch.stack(ys)).permute(0, 2, 3, 1).cpu().numpy().reshape(x.shape)  # noqa: E731
             return list(to_float(pixels)), back
-    got = type(x).__name__ + (f" of {x.dtype} of shape {tuple(x.shape)}" if hasattr(x, "shape") else "")
-    kinds_ = f"a path, an image of Pillow's, uint8 (H, W, {channels}), a list of these"
-    raise ValueError(f"expected {kinds_}, or a tensor of floats (B, {channels}, H, W) in [-1, 1], got {got}")
+    kinds_ = f"a path, an image of Pillow's, uint8 (H, W, {channels}), a list of these, or a tensor"
+    raise ValueError(f"expected {kinds_} of floats (B, {channels}, H, W) in [-1, 1], got {told(x)}")
 
 
 def save_image(x: Tensor | Image.Image, path: str | Path | BinaryIO, source: str | None = None) -> None:
     """Write one (C, H, W) image, uint8 or float in [-1, 1], or Pillow's, to a file that appears whole or not.
 
-    By its suffix, one of SUFFIXES: JPEG at quality 95 with full chroma, all others without loss. A
-    stream that is open for writing gets a PNG. source: what it was made of, in words by which `is_ours`
-    then knows it, from its EXIF (which BMP and PPM do not hold). Raises ValueError for another suffix,
-    whose format could not keep that promise, for opacity in a format that has none, and for what
-    `to_image` refuses.
+    By its suffix: .jpg, .jpeg, .jfif at quality 95 with full chroma; .png, .bmp, .webp, .tif, .tiff, .ppm
+    without loss. A stream that is open for writing gets a PNG. source: what it was made of, in words by which
+    `is_ours` then knows it, from its EXIF (which BMP and PPM do not hold). Raises ValueError for another
+    suffix, opacity in a format that has none, another shape or type, and floats beyond [-1, 1] by over 0.5.
     """
     if isinstance(x, Image.Image):
         x = to_tensor(x, 4 if x.has_transparency_data else 1 if x.mode in ("1", "L") else 3)

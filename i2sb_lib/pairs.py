@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from i2sb_lib.data import Size, content_key, fit, preparation, prepared, sides
-from i2sb_lib.faults import warn
+from i2sb_lib.faults import told, warn
 from i2sb_lib.files import same
 from i2sb_lib.images import MODES
 from i2sb_lib.sources import open_source, split_column
@@ -52,9 +52,7 @@ def load_pairs(
             names[at] = name, open_it
         found.append((files, names))
     (files, ours), (others, theirs) = found
-    alone = [
-        names[at][0] for names, other in ((ours, theirs), (theirs, ours)) for at in names if at not in other
-    ]
+    alone = [a[at][0] for a, b in ((ours, theirs), (theirs, ours)) for at in a if at not in b]
     both = [at for at in ours if at in theirs]
     if alone:
         what = f"{len(alone)} images without a partner of the same name: {', '.join(alone[:20])}"
@@ -103,15 +101,12 @@ def as_images(items: Any, size: Size, channels: int, name: str = "images") -> tu
             return torch.from_numpy(np.array(item if item.ndim == 3 else item[..., None])).permute(2, 0, 1)
         if isinstance(item, Tensor) and item.dtype == torch.uint8 and item.ndim == 3:
             return item
-        got = f"{getattr(item, 'dtype', type(item).__name__)} of shape {tuple(getattr(item, 'shape', ()))}"
-        raise ValueError(
-            f"{name}: expected uint8 tensors (C, H, W), arrays (H, W, C) or Pillow's images, got {got}"
-        )
+        kinds = "uint8 tensors (C, H, W), arrays (H, W, C) or Pillow's images"
+        raise ValueError(f"{name}: expected {kinds}, got {told(item)}")
 
     if isinstance(items, Tensor):
         if items.dtype != torch.uint8 or items.ndim != 4 or items.shape[1] not in MODES or not items.numel():
-            got = f"{items.dtype} of shape {tuple(items.shape)}"
-            raise ValueError(f"{name}: expected uint8 (N, C, H, W), C 1, 3 or 4, got {got}")
+            raise ValueError(f"{name}: expected uint8 (N, C, H, W), C 1, 3 or 4, got {told(items)}")
         return items, None
     if isinstance(items, Mapping | str) or not (hasattr(items, "__iter__") or hasattr(items, "__getitem__")):
         raise ValueError(f"{name}: expected a data set or pictures, got {type(items).__name__}")

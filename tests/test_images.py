@@ -689,3 +689,32 @@ def test_the_excluded_folder_is_left_out_but_never_the_whole(tree, tmp_path):
     assert list_images(tree, tmp_path / "alias")[0] == everything[:1]
     for above in (tree, tmp_path, tree / "absent", tree / "sub" / ".." / ".."):
         assert list_images(tree, above)[0] == everything
+
+
+@pytest.mark.parametrize("take", [to_float, to_uint8, quantise])
+def test_an_array_is_no_tensor_of_images(take):
+    for x in (np.zeros((1, 3, 4, 4), np.uint8), np.zeros((1, 3, 4, 4), np.float32)):
+        with pytest.raises(ValueError, match=rf"got ndarray of {x.dtype} of shape \(1, 3, 4, 4\)$"):
+            take(x)
+
+
+def test_a_psnr_is_of_two_float_images_of_one_shape():
+    x = torch.rand(2, 3, 6, 5) * 2 - 1
+    want = 10 * np.log10(4 / ((x - x.flip(0)).double() ** 2).mean((1, 2, 3)))
+    torch.testing.assert_close(psnr(x, x.flip(0)).double(), want, rtol=1e-6, atol=0)
+    assert psnr(x, x).tolist() == [float("inf")] * 2
+    for a, b in ((x, x[:1]), (x, x[:, :1]), (x, to_uint8(x)), (x.numpy(), x), (x[:0], x[:0])):
+        with pytest.raises(ValueError, match=r"^expected float images( of one shape)?, got "):
+            psnr(a, b)
+
+
+def test_a_psnr_of_short_floats_is_not_infinite():
+    a, b = torch.zeros(1, 3, 4, 4), torch.full((1, 3, 4, 4), 2.0**-13)
+    assert psnr(a.half(), b.half()).item() == pytest.approx(10 * np.log10(4 * 2.0**26), rel=1e-6)
+
+
+def test_what_is_no_image_is_not_saved(tmp_path):
+    for x in (None, [1], np.zeros((3, 4, 4), np.uint8), torch.zeros(3, 0, 4, dtype=torch.uint8)):
+        with pytest.raises(ValueError, match=r"^expected an image \(1, 3 or 4, H, W\), got "):
+            save_image(x, tmp_path / "a.png")
+    assert not list(tmp_path.iterdir())
