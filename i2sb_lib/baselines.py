@@ -16,7 +16,7 @@ from i2sb_lib.operators import Separable
 def tikhonov(y: Tensor, operator: Separable, lam: float = 2e-4) -> Tensor:
     """argmin_x |H x - y|^2 + lam |x|^2. lam = 0 is the exact inverse.   [Tikhonov 1963]
 
-    y: (B, C, H, W) in [-1, 1]; ValueError for other input.
+    y: (B, C, H, W) in [-1, 1]; ValueError for other input, and for lam = 0 where H has no inverse.
     """
     return operator.inverse(check_images(y, "tikhonov"), lam)
 
@@ -34,7 +34,7 @@ class Wiener:
     """
 
     def __init__(self, operator: Separable, photographs: Tensor, noise: float = (2 / 255) ** 2 / 12) -> None:
-        if len(check_images(photographs, "Wiener")) < 2 or noise <= 0:
+        if len(check_images(photographs, "Wiener")) < 2 or not noise > 0:
             raise ValueError(f"expected 2 photographs and noise > 0, got {len(photographs)} and {noise}")
         photographs = to_float64(photographs)
         sides = (operator.matrix(n).to(photographs.device) for n in photographs.shape[-2:])

@@ -33,7 +33,10 @@ class Blur(Separable):
 
 @dataclass(frozen=True)
 class GaussianBlur(Blur):
-    """Gaussian blur, all kernel_size taps, unit gain, reflect padding; sigma in pixels."""
+    """Gaussian blur: taps exp(-i^2 / (2 sigma^2)), |i| <= kernel_size // 2, of unit gain, reflect padding.
+
+    kernel_size: odd, 1 to 255; a side needs more than half as many pixels. sigma: in pixels, 0.01 to 1000.
+    """
 
     kernel_size: int = 7
     sigma: float = 2.0
@@ -45,7 +48,7 @@ class GaussianBlur(Blur):
 
 @dataclass(frozen=True)
 class UniformBlur(Blur):
-    """Box blur over kernel_size x kernel_size pixels, reflect padding."""
+    """Box blur over kernel_size x kernel_size pixels (odd, 1 to 255), reflect padding."""
 
     kernel_size: int = 9
 
@@ -55,16 +58,17 @@ class UniformBlur(Blur):
 
 @dataclass(frozen=True)
 class Downsample(Separable):
-    """Super-resolution's inverse: shrink by `factor`, then repeat pixels to the first size.
+    """What super-resolution undoes: shrink by `factor`, then repeat pixels to the first size.
 
-    bicubic: antialiased bicubic shrinking instead of the mean over each block.
+    factor: 1 to 1024, which has to divide both sides. bicubic: antialiased bicubic shrinking, which may
+    overshoot [-1, 1] at edges, instead of the mean over each block.
     """
 
     factor: int = 4
     bicubic: bool = False
 
     def matrix(self, n: int) -> Tensor:
-        if n % self.factor:
+        if n < 1 or n % self.factor:
             raise ValueError(f"expected a size divisible by {self.factor}, got {n}")
         eye = torch.eye(n, dtype=torch.float64).reshape(n, 1, 1, n)
         mode, small = ("bicubic" if self.bicubic else "area"), (1, n // self.factor)

@@ -1,9 +1,9 @@
 r"""Degradations x0 -> x1 of images: batched, on any device, differentiable where they are linear.
 
-Every operator maps float images (B, C, H, W) in [-1, 1] to the same shape and, but for noise, the same
-range; what is random in one draws from the generator it is given. Blur and shrinking act on rows and
-columns apart, so they are two matrices, H(X) = A_h X A_w^T, and their adjoint and inverse are exact
-(`operators`, `blurs`).
+Every operator maps float images (B, C, H, W) in [-1, 1] to the same shape and dtype and, but for noise and
+for bicubic shrinking, which overshoots at edges, to the same range; what is
+random in one draws from the generator it is given. Blur and shrinking act on rows and columns apart, so they
+are two matrices, H(X) = A_h X A_w^T, and their adjoint and inverse are exact (`operators`, `blurs`).
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ def _coloured(x: Tensor, kind: Degradation, *channels: int) -> Tensor:
 
 @dataclass(frozen=True)
 class CentreMask(Degradation):
-    """Set the central square, `fraction` of the width and height, to mid-grey (0)."""
+    """Set the central rectangle, `fraction` (0 to 1) of the width and height, to mid-grey (0)."""
 
     linear = True
     fraction: float = 0.5
@@ -51,9 +51,9 @@ class CentreMask(Degradation):
 
 @dataclass(frozen=True)
 class FreeformMask(Degradation):
-    """Set brush strokes to mid-grey (0): for each image `strokes` polylines of `corners` segments.
+    """Set brush strokes to mid-grey (0): for each image `strokes` polylines of `corners` segments, 1 to 100.
 
-    width: brush radius as a fraction of the image's side. The strokes are drawn anew on each call.
+    width: brush radius, 0 to 1, as a fraction of each side. The strokes are drawn anew on each call.
     """
 
     strokes: int = 3
@@ -64,10 +64,8 @@ class FreeformMask(Degradation):
         """(B, 1, H, W), true where a stroke covers the pixel: its distance to a segment <= width."""
         (b, _, h, w), like = x.shape, dict[str, Any](device=x.device, dtype=x.dtype)
         # start anywhere, then random steps of at most 0.4 of the image
-        shape, place = (
-            (b, self.strokes, self.corners + 1, 2),
-            x.device if generator is None else generator.device,
-        )
+        shape = b, self.strokes, self.corners + 1, 2
+        place = x.device if generator is None else generator.device
         walk = torch.rand(shape, generator=generator, device=place, dtype=x.dtype).to(x.device)
         walk = torch.cat([walk[:, :, :1], 0.8 * (walk[:, :, 1:] - 0.5)], dim=2).cumsum(2)
         p, d = walk[:, :, :-1].reshape(b, -1, 1, 2), walk.diff(dim=2).reshape(b, -1, 1, 2)
@@ -91,12 +89,12 @@ class Grey(Degradation):
         return (_coloured(x, self, 3) * x.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True).expand_as(x)
 
     def adjoint(self, y: Tensor) -> Tensor:
-        return y.sum(1, keepdim=True) * y.new_tensor(LUMA)[:, None, None]
+        return _coloured(y, self, 3).sum(1, keepdim=True) * y.new_tensor(LUMA)[:, None, None]
 
 
 @dataclass(frozen=True)
 class JPEG(Degradation):
-    """Encode and decode as JPEG at `quality` (1 to 100), 4:2:0 chroma, by Pillow."""
+    """Encode and decode as JPEG at `quality` (1 to 100), 4:2:0 chroma, by Pillow; 1 or 3 channels."""
 
     quality: int = 10
 
@@ -183,7 +181,8 @@ class Mixture(Degradation):
         place = x.device if generator is None else generator.device
         u = torch.rand(len(x), 14, generator=generator, device=place).cpu()
         noise = torch.randn(x.shape, generator=generator, device=place, dtype=x.dtype).to(x.device)
-        return self.degrade(x, u, noise)
+        kind = torch.promote_types(x.dtype, torch.float32)  # resizing has no shorter floats
+        return self.degrade(x.to(kind), u, noise.to(kind)).to(x)
 
     def degrade(self, x: Tensor, u: Tensor, noise: Tensor) -> Tensor:
         """x1 of x (B, 1 or 3, H, W) from what is random: u (B, 14) in [0, 1), and noise of x's shape."""
@@ -196,10 +195,8 @@ class Mixture(Degradation):
         y = F.conv2d(F.pad(x, (8,) * 4, mode=mode).reshape(1, b * c, h + 16, w + 16), kernels, groups=b * c)
         y = torch.where(blurred.to(x.device)[:, None, None, None], y.reshape(x.shape), x)
         for i in shrunk.nonzero().flatten().tolist():
-            by, how = (
-                1 + (self.factor - 1) * float(u[i, 10]),
-                ("bilinear", "bicubic", "area")[int(3 * u[i, 11])],
-            )
+            by = 1 + (self.factor - 1) * float(u[i, 10])
+            how = ("bilinear", "bicubic", "area")[int(3 * u[i, 11])]
             size = max(1, round(h / by)), max(1, round(w / by))
             small = F.interpolate(y[i : i + 1], size=size, mode=how, antialias=how != "area")
             y[i] = F.interpolate(small, size=(h, w), mode="bicubic")[0]
@@ -231,9 +228,10 @@ def create_degradation(
 ) -> Degradation:
     """Build a degradation by name, then noise, then rounding to 8 bits.
 
-    name: one of DEGRADATIONS; options: its fields, such as kernel_size and sigma.
-    noise: standard deviation of added Gaussian noise on the [0, 1] scale; 0 for none.
-    Raises ValueError for an unknown name or option, naming those that exist.
+    name: "blur-gauss", "blur-uniform", "sr4x-pool", "sr4x-bicubic", "inpaint-centre", "inpaint-freeform",
+    "jpeg", "grey", "noise", "mixture" or "none"; options: fields of its kind, such as kernel_size and sigma.
+    noise: standard deviation of added Gaussian noise on the [0, 1] scale, up to 10; 0 for none.
+    Raises ValueError for an unknown name or option, naming those that exist, and for a value out of range.
 
     >>> create_degradation("blur-gauss", kernel_size=7, sigma=2.0, quantise=True)  # the task here
     Compose(parts=(GaussianBlur(kernel_size=7, sigma=2.0), Quantise()))
@@ -241,12 +239,8 @@ def create_degradation(
     if name not in DEGRADATIONS:
         raise ValueError(f"expected a degradation among {list(DEGRADATIONS)}, got {name!r}")
     cls, fixed = DEGRADATIONS[name]
-    known = {f.name: f.type for f in dataclasses.fields(cls) if f.name not in fixed}  # type: ignore[arg-type]
+    known = [f.name for f in dataclasses.fields(cls) if f.name not in fixed]  # type: ignore[arg-type]
     if unknown := set(options) - set(known):
-        raise ValueError(f"{name} takes {list(known)}, got {sorted(unknown)}")
-    for k, v in options.items():  # the command line gives every option as a float
-        if known[k] is int and not float(v).is_integer():
-            raise ValueError(f"expected {k} to be a whole number, got {v}")
-    options = {k: int(v) if known[k] is int else v for k, v in options.items()}
+        raise ValueError(f"{name} takes {known}, got {sorted(unknown)}")
     parts = (cls(**fixed, **options), *[Noise(noise)] * bool(noise), *[Quantise()] * quantise)
     return parts[0] if len(parts) == 1 else Compose(parts)

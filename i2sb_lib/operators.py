@@ -5,12 +5,13 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_type_hints
 
 import torch
 from torch import Tensor
 
 from i2sb_lib.devices import to_float64
+from i2sb_lib.faults import floats
 from i2sb_lib.images import check_images
 
 PIXELS = 2**22  # inverted at a time, so that a large photograph needs little memory beside itself
@@ -26,8 +27,8 @@ class Degradation:
     """An operator H. Call it as H(x, generator=None); `linear` says whether `adjoint` exists.
 
     What is random is drawn on the generator's device and moved; a sequence of generators, one for each
-    image, gives an image the same result in every batch. Raises ValueError for an option outside LIMITS
-    and for an even kernel_size, whose blur would move the image by half a pixel.
+    image, gives an image the same result in every batch. Raises ValueError for an option outside the range
+    that its kind tells, and for an even kernel_size, whose blur would move the image by half a pixel.
     """
 
     linear: ClassVar[bool] = False
@@ -37,11 +38,15 @@ class Degradation:
             (low, high), value = LIMITS[name], getattr(self, name)
             if not (isinstance(value, numbers.Real) and low <= float(value) <= high):
                 raise ValueError(f"expected {name} from {low:g} to {high:g}, got {value!r}")
+            if get_type_hints(type(self)).get(name) is int:
+                if value % 1:
+                    raise ValueError(f"expected {name} to be a whole number, got {value}")
+                object.__setattr__(self, name, round(value))  # a command line's are floats
         if (size := getattr(self, "kernel_size", 1)) % 2 == 0:
             raise ValueError(f"expected an odd kernel_size, got {size}")
 
     def apply(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        """The operator itself, on checked input."""
+        """The operator itself, on input that is not checked: call the degradation instead."""
         raise NotImplementedError
 
     def __call__(
@@ -49,14 +54,17 @@ class Degradation:
     ) -> Tensor:
         """Degrade a batch; ValueError unless x is float (B, C, H, W) in [-1, 1], and generators are B."""
         check_images(x, "degradation")
-        if not isinstance(generator, Sequence):
-            return self.apply(x, generator)
-        if len(generator) != len(x):
-            raise ValueError(f"expected {len(x)} generators, one for each image, got {len(generator)}")
-        return torch.cat([self.apply(one[None], g) for one, g in zip(x, generator, strict=True)])
+        each = generator if isinstance(generator, Sequence) else [generator] * len(x)
+        if len(each) != len(x):
+            raise ValueError(f"expected {len(x)} generators, one for each image, got {len(each)}")
+        if not all(g is None or isinstance(g, torch.Generator) for g in each):
+            raise ValueError(f"expected generators of torch's, not seeds, got {generator!r:.80}")
+        if each is not generator:
+            return self.apply(x, each[0])
+        return torch.cat([self.apply(one[None], g) for one, g in zip(x, each, strict=True)])
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """H^T y, for y (B, C, H, W) of any range; TypeError where H is not linear."""
+        """H^T y, for floats y (B, C, H, W) of any range; TypeError where H is not linear."""
         raise TypeError(f"{self} is not linear and has no adjoint")
 
 
@@ -77,7 +85,7 @@ class Separable(Degradation):
         return self._product(x, adjoint=False)
 
     def adjoint(self, y: Tensor) -> Tensor:
-        return self._product(y, adjoint=True)
+        return self._product(floats(y, "floats (B, C, H, W)", 4), adjoint=True)
 
     def _product(self, x: Tensor, adjoint: bool) -> Tensor:
         """A_h x A_w^T, or A_h^T x A_w; on a CPU large sides go by the parts of A that are not zero."""
@@ -94,13 +102,16 @@ class Separable(Degradation):
         """Tikhonov's argmin_x |Hx - y|^2 + lam |x|^2, in float64 by the SVD A = U S V^T of each side.
 
         The singular values of H are the products s_ij = s_i s_j and each component of y is
-        multiplied by s_ij / (s_ij^2 + lam). lam = 0 is the exact inverse where H has one. Even and odd
-        parts go apart where A lets them: half of the work. ValueError unless lam is finite and not negative.
+        multiplied by s_ij / (s_ij^2 + lam). lam = 0 is the exact inverse, and refused where H has none. Even
+        and odd parts go apart where A lets them: half of the work. y: floats (B, C, H, W) of any range, whose
+        dtype the result has. ValueError for other y, and unless lam is finite and not negative.
         """
         if not 0 <= lam < float("inf"):
             raise ValueError(f"expected a finite weight of at least 0, got {lam}")
-        z = to_float64(y).flatten(0, 1)
+        z = to_float64(floats(y, "floats (B, C, H, W)", 4)).flatten(0, 1)
         h, w = (_svd(self, n, z.device) for n in y.shape[-2:])
+        if not lam and min(float(s.min()) for _, s, _ in (*h, *w)) < 1e-14:  # which float64 takes for zero
+            raise ValueError(f"expected a weight above 0, got {lam}: on such sides {self} has no inverse")
 
         def inverted(x: Tensor) -> Tensor:
             for dim, side in ((-2, h), (-1, w)):
@@ -126,7 +137,7 @@ class Separable(Degradation):
 
         In the basis of U of each side's SVD. nan where there is no such component.
         """
-        z, values = to_float64(y), []
+        z, values = to_float64(floats(y, "floats (B, C, H, W)", 4)), []
         for dim, n in ((-2, y.shape[-2]), (-1, y.shape[-1])):
             parts = _svd(self, n, z.device)
             z, at = (_fold(z, dim) if len(parts) > 1 else z).movedim(dim, -1), 0

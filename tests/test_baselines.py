@@ -116,6 +116,7 @@ def test_richardson_lucy_raises_the_likelihood_and_stays_at_a_solution():
         (lambda x: richardson_lucy(x, BLUR, 0), "at least one iteration, got 0"),
         (lambda x: Wiener(BLUR, x[:1]), "expected 2 photographs and noise > 0, got 1"),
         (lambda x: Wiener(BLUR, x, -1.0), r"noise > 0, got 2 and -1\.0"),
+        (lambda x: Wiener(BLUR, x, float("nan")), "noise > 0, got 2 and nan"),
         (lambda x: Wiener(BLUR, x, 0.0), r"noise > 0, got 2 and 0\.0"),
         (lambda x: Wiener(BLUR, x)(x[..., :8]), r"expected images \(3, 16, 16\), got \(3, 16, 8\)"),
     ],

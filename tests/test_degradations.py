@@ -400,3 +400,58 @@ def test_grey_is_pillow_s_luma_in_all_channels():
     for y, image in zip(ours, x, strict=True):
         luma = np.asarray(Image.fromarray(image.permute(1, 2, 0).numpy()).convert("L")).astype(int)
         assert all(np.abs(plane.numpy().astype(int) - luma).max() <= 1 for plane in y)
+
+
+@pytest.mark.parametrize("name", ops.DEGRADATIONS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_every_name_takes_short_floats(name, dtype):
+    x, op = smooth(32, 48).to(dtype), ops.create_degradation(name)
+    y = op(x, torch.Generator().manual_seed(0))
+    assert (y.shape, y.dtype) == (x.shape, dtype)
+    if name == "mixture":  # as of the same numbers and draws in float32
+        g = torch.Generator().manual_seed(0)
+        u, noise = torch.rand(2, 14, generator=g), torch.randn(x.shape, generator=g, dtype=dtype)
+        assert torch.equal(y, op.degrade(x.float(), u, noise.float()).to(dtype))
+
+
+@pytest.mark.parametrize("name", ["blur-gauss", "noise", "inpaint-freeform", "mixture"])
+@pytest.mark.parametrize("seeds", [3, [3, 4], "ab", (torch.Generator(), 4)])
+def test_a_seed_is_no_generator(name, seeds):
+    with pytest.raises(ValueError, match=r"^expected generators of torch's, not seeds, got ."):
+        ops.create_degradation(name)(smooth(32, 48), seeds)
+
+
+@pytest.mark.parametrize(
+    ("cls", "field", "value"),
+    [
+        (ops.GaussianBlur, "kernel_size", 7.5),
+        (ops.UniformBlur, "kernel_size", 8.9),
+        (ops.Downsample, "factor", 2.5),
+        (ops.JPEG, "quality", 10.5),
+        (ops.FreeformMask, "strokes", 2.5),
+        (ops.FreeformMask, "corners", 2.5),
+        (ops.Mixture, "quality", 30.5),
+    ],
+)
+def test_a_kind_s_whole_numbers_are_whole_also_where_it_is_made_directly(cls, field, value):
+    with pytest.raises(ValueError, match=f"^expected {field} to be a whole number, got {value}$"):
+        cls(**{field: value})
+    made = cls(**{field: float(getattr(cls, field))})
+    assert made == cls()
+    assert type(getattr(made, field)) is int
+    x = smooth(32, 48)
+    assert torch.equal(*(op(x, torch.Generator().manual_seed(0)) for op in (made, cls())))
+
+
+def test_bicubic_shrinking_alone_overshoots():
+    edge = torch.ones(1, 3, 32, 32)
+    edge[..., :14] = -1
+    for name in set(ops.DEGRADATIONS) - {"noise"}:
+        high = float(ops.create_degradation(name)(edge, torch.Generator().manual_seed(0)).abs().max())
+        assert (high > 1.05) if name == "sr4x-bicubic" else (high <= 1 + 1e-6), name
+
+
+def test_grey_s_adjoint_is_of_three_channels():
+    for y in (torch.zeros(2, 1, 8, 8), torch.zeros(3, 8, 8)):
+        with pytest.raises(ValueError, match=r"expected 3 channels for Grey\(\), got"):
+            ops.Grey().adjoint(y)

@@ -94,3 +94,30 @@ def test_an_option_may_have_the_value_of_a_limit_and_none_beyond():
         for beyond in (low - 1, high + 1):
             with pytest.raises(ValueError, match=f"from {low} to {high}, got {beyond}"):
                 make(beyond)
+
+
+@pytest.mark.parametrize("op", [Downsample(), Downsample(2, True), Sampled()], ids=repr)
+def test_what_has_no_inverse_is_not_inverted_without_a_weight(op):
+    y = torch.rand(1, 3, 64, 100, dtype=F64)
+    with pytest.raises(
+        ValueError, match=r"^expected a weight above 0, got 0: on such sides .* has no inverse$"
+    ):
+        op.inverse(y, 0)
+    assert op.inverse(y, 1e-3).isfinite().all()
+
+
+@pytest.mark.parametrize("do", ["adjoint", "inverse", "weak"])
+@pytest.mark.parametrize(
+    ("y", "got"),
+    [
+        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), "torch.uint8 of shape (2, 3, 8, 8)"),
+        (torch.zeros(3, 8, 8), "torch.float32 of shape (3, 8, 8)"),
+        (torch.zeros(0, 3, 8, 8), "torch.float32 of shape (0, 3, 8, 8)"),
+        (torch.zeros(2, 3, 8, 8).numpy(), "ndarray of float32 of shape (2, 3, 8, 8)"),
+        ([1.0], "list"),
+    ],
+)
+def test_adjoint_inverse_and_weak_take_batches_of_floats(do, y, got):
+    with pytest.raises(ValueError, match="got ") as caught:
+        getattr(GaussianBlur(), do)(y, *{"adjoint": (), "inverse": (0.1,), "weak": (0.1, 0.2)}[do])
+    assert str(caught.value) == f"expected floats (B, C, H, W), got {got}"

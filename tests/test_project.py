@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "bridge": "schedule",
     "samplers": "bridge",
     "tiles": "",
-    "operators": "devices images",
+    "operators": "devices faults images",
     "blurs": "operators",
     "degradations": "blurs images operators",
     "pixels": "",
