@@ -63,13 +63,15 @@ def estimate_sigma(x1: Tensor, kernel_size: int = 7) -> Tensor:
     """The sigma (B,) in pixels, 1/8 to 4, of the Gaussian blur that each image most likely has.
 
     x1: (B, C, H, W) in [-1, 1], at least 16 pixels a side: photographs, blurred with kernel_size taps and
-    reflected borders, then noisy or rounded. Sharp ones seem blurred by about half a pixel; a JPEG's blocks
-    mislead. Raises ValueError for other input.
+    reflected borders, then noisy or rounded. kernel_size: odd, 3 to 255. Sharp ones seem blurred by about
+    half a pixel; a JPEG's blocks mislead, and a plain picture tells nothing. ValueError for other input.
     """
     check_images(x1, "estimate_sigma")
     if min(x1.shape[-2:]) < LEAST:
         got = tuple(x1.shape[-2:])
         raise ValueError(f"estimate_sigma: expected at least {LEAST} pixels a side, got {got}")
+    if GaussianBlur(kernel_size).kernel_size < 3:
+        raise ValueError(f"estimate_sigma: expected a kernel_size of at least 3, got {kernel_size}")
     for dim in (-2, -1):
         n = x1.shape[dim]
         x1 = x1.narrow(dim, (n - min(n, CROP)) // 2, min(n, CROP))

@@ -17,7 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.data import TensorDataset
 
 from i2sb_lib.data import cache_dir, fingerprint
-from i2sb_lib.faults import warn
+from i2sb_lib.faults import told, warn
 from i2sb_lib.images import check_images, psnr, quantise, to_uint8
 
 METRICS = ("psnr", "ssim", "lpips", "fid", "kid")
@@ -40,7 +40,13 @@ class MetricUnavailable(RuntimeError):
 
 
 def bootstrap(values: Tensor, n: int = 2000, seed: int = 0) -> Metric:
-    """Mean of values (N,) with the 2.5% and 97.5% quantiles of the mean over n resamplings."""
+    """Mean of values (N,) with the 2.5% and 97.5% quantiles of the mean over n resamplings.
+
+    Where a value is infinite or nan, the interval is the mean itself. ValueError for other shapes, for no
+    values and for no resamplings.
+    """
+    if not isinstance(values, Tensor) or values.ndim != 1 or not len(values) or n < 1:
+        raise ValueError(f"bootstrap: expected a tensor (N,) and n, N, n >= 1, got {told(values)}, n={n}")
     generator = torch.Generator().manual_seed(seed)
     values = values.detach().double().cpu()
     means = values[torch.randint(len(values), (n, len(values)), generator=generator)].mean(1)
@@ -172,12 +178,13 @@ def _check_pair(x0_hat: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def evaluate(x0_hat: Tensor, x0: Tensor, metrics: Sequence[str] | None = None) -> dict[str, Metric]:
-    """Compare restored with clean images, both float (N, 3, H, W) in [-1, 1] and of one size.
+    """Compare restored with clean images, both float (N, C, H, W) in [-1, 1] and of one size.
 
     psnr (dB, higher is better), ssim (torchmetrics, higher), lpips (AlexNet, lower) are means over
     images with a bootstrap interval; fid and kid (torch-fidelity, lower) compare the two sets, without one.
-    Unless said: psnr and, from 6 pixels a side and where torchmetrics is installed, ssim. Raises ValueError
-    for unknown metrics and for images of another range, of two sizes, or too small or few, and
+    Unless said: psnr and, from 6 pixels a side and where torchmetrics is installed, ssim. lpips needs 31
+    pixels a side; it, fid and kid take C = 1 or 3, and the sets need two images. Raises ValueError for
+    unknown metrics and for images of another range, of two sizes, or too small or few, and
     MetricUnavailable where a package is missing or weights cannot be loaded or downloaded.
     """
     x, y = _check_pair(x0_hat, x0)
@@ -211,10 +218,13 @@ def consistency(x0_hat: Tensor, x1: Tensor, operator: Callable[[Tensor], Tensor]
     """|H x0_hat - x1|, root mean square over an image in grey levels of 255, lower is better.
 
     x0_hat is rounded to 8 bits first. Zero says that the restoration explains what was seen, not
-    that it is right; with x1 rounded, the clean image itself has 12^-1/2 = 0.29.
+    that it is right; with x1 rounded, the clean image itself has 12^-1/2 = 0.29. ValueError unless x0_hat, x1
+    and what the operator gives are float images in [-1, 1] of one shape.
     """
     x, _ = _check_pair(x0_hat, x1)
-    return bootstrap(127.5 * (operator(x) - x1).square().flatten(1).mean(1).sqrt())
+    if getattr(seen := operator(x), "shape", None) != x1.shape:
+        raise ValueError(f"consistency: expected {tuple(x1.shape)} from the operator, got {told(seen)}")
+    return bootstrap(127.5 * (seen - x1).square().flatten(1).mean(1).sqrt())
 
 
 class Calibration(NamedTuple):
@@ -222,8 +232,9 @@ class Calibration(NamedTuple):
 
     spread: standard deviation over the samples, error: of their mean, both root mean squares in
     grey levels. ratio: spread (1 + 1/S)^1/2 / error, one where the truth is as another sample,
-    below one where the samples are too sure. ranks: (S + 1,) share of pixels whose true value has
-    that many samples below it, uniform where it is. diversity: mean LPIPS between two samples.
+    below one where the samples are too sure; inf, or nan, where there is no error. ranks: (S + 1,) share of
+    pixels whose true value has that many samples below it, uniform where it is. diversity: mean LPIPS between
+    two samples.
     """
 
     spread: float
@@ -235,24 +246,22 @@ class Calibration(NamedTuple):
 
 @torch.no_grad()
 def calibration(samples: Tensor, x0: Tensor, lpips: bool = False) -> Calibration:
-    """Compare samples (S, N, 3, H, W) of p(x0 | x1), S >= 2, with the truth x0 (N, 3, H, W).
+    """Compare samples (S, N, C, H, W) of p(x0 | x1), S >= 2, with the truth x0 (N, C, H, W).
 
     After [Gneiting et al. 2007]. Raises ValueError for other shapes or ranges, and
     MetricUnavailable where LPIPS is asked for and cannot be loaded.
     """
-    if samples.ndim != 5 or len(samples) < 2 or samples.shape[1:] != x0.shape:
-        raise ValueError(
-            f"expected samples (S >= 2, *{tuple(x0.shape)}) of x0's shape, got {tuple(samples.shape)}"
-        )
+    if getattr(samples, "ndim", 0) != 5 or len(samples) < 2 or samples.shape[1:] != x0.shape:
+        raise ValueError(f"expected samples (S >= 2, *{tuple(x0.shape)}) of x0's shape, got {told(samples)}")
     for one in samples:
         _check_pair(one, x0)
     count = len(samples)
     spread = float(127.5 * samples.double().var(0).mean().sqrt())
-    error = float(127.5 * (samples.double().mean(0) - x0).square().mean().sqrt())
+    error = 127.5 * (samples.double().mean(0) - x0).square().mean().sqrt()
     ranks = torch.bincount((samples < x0).sum(0).flatten(), minlength=count + 1) / x0.numel()
     diversity = None
     if lpips:
         pairs = [(i, j) for i in range(count) for j in range(i)]
         found = [evaluate(samples[i], samples[j], ["lpips"])["lpips"].value for i, j in pairs]
         diversity = sum(found) / len(found)
-    return Calibration(spread, error, spread * (1 + 1 / count) ** 0.5 / error, ranks, diversity)
+    return Calibration(spread, float(error), float(spread * (1 + 1 / count) ** 0.5 / error), ranks, diversity)

@@ -64,3 +64,9 @@ def test_what_has_no_waves_gets_a_number_and_other_input_a_sentence():
     ):
         with pytest.raises(ValueError, match=f"estimate_sigma: expected {words}"):
             estimate_sigma(bad)
+
+
+@pytest.mark.parametrize("kernel_size", [1, 1.0])
+def test_a_kernel_of_one_tap_has_no_width(kernel_size):
+    with pytest.raises(ValueError, match="expected a kernel_size of at least 3, got 1"):
+        estimate_sigma(torch.zeros(1, 3, 16, 16), kernel_size)

@@ -1,5 +1,6 @@
 """The metrics against independent libraries, and the guards that keep them meaningful."""
 
+import math
 import socket
 import sys
 import warnings
@@ -305,3 +306,30 @@ def test_the_metric_that_cannot_be_had_is_named_alone(monkeypatch, error):
         evaluate(x, 0.9 * x, ["psnr", "lpips"])
     assert str(error) in str(said.value)
     assert ("pip install" in str(said.value)) == isinstance(error, ImportError)
+
+
+@pytest.mark.parametrize(
+    ("values", "n"),
+    [(torch.zeros(0), 9), (torch.zeros(3, 2), 9), (torch.tensor(1.0), 9), ([1.0], 9), (torch.ones(3), 0)],
+)
+def test_a_bootstrap_is_of_some_numbers_in_a_row(values, n):
+    with pytest.raises(ValueError, match=rf"^bootstrap: expected a tensor \(N,\) .*, got .*, n={n}$"):
+        bootstrap(values, n)
+
+
+def test_samples_that_are_the_truth_have_no_ratio_and_no_fault():
+    x0 = torch.rand(2, 3, 8, 8) * 2 - 1
+    exact = calibration(x0.expand(3, *x0.shape), x0)
+    assert (exact.spread, exact.error) == (0, 0)
+    assert math.isnan(exact.ratio)
+    apart = calibration(torch.stack([torch.full_like(x0, 0.25), torch.full_like(x0, -0.25)]), x0 * 0)
+    assert (apart.error, apart.ratio) == (0, math.inf)
+    with pytest.raises(ValueError, match=r"expected samples \(S >= 2, .*, got list$"):
+        calibration([x0, x0], x0)
+
+
+def test_consistency_wants_an_operator_that_keeps_the_shape():
+    x = torch.rand(2, 3, 8, 8) * 2 - 1
+    for bad in (lambda z: z.mean(1, keepdim=True), lambda z: z[..., :4], lambda z: None):
+        with pytest.raises(ValueError, match=r"expected \(2, 3, 8, 8\) from the operator, got "):
+            consistency(x, x, bad)
