@@ -73,11 +73,14 @@ def _parameters(model: nn.Module) -> set[str]:
     return {name for name, _ in model.named_parameters(remove_duplicate=False)}
 
 
-def save_pretrained(folder: Path, model: Denoiser, record: dict[str, Any]) -> None:
-    """Write shards of at most 45 MB each, then model.json, to `folder`.
+def save_pretrained(folder: str | Path, model: Denoiser, record: dict[str, Any]) -> None:
+    """Write shards of at most 45 MB each (or of one weight that is larger), then model.json, to `folder`.
 
     Weights are float16, but for those that would not be the same to a thousandth; buffers are as they are.
+    record: what JSON can hold, as `load_pretrained` reads it; else nothing is written, and TypeError raised.
     """
+    folder, content = Path(folder), {"model": dataclasses.asdict(model.config), "record": record}
+    json.dumps(content)
     shards: list[dict[str, Tensor]] = [{}]
     size, parameters = 0, _parameters(model)
     for name, weight in model.state_dict().items():
@@ -93,8 +96,7 @@ def save_pretrained(folder: Path, model: Denoiser, record: dict[str, Any]) -> No
     names = [f"model-{i + 1}-of-{len(shards)}.safetensors" for i in range(len(shards))]
     for name, shard in zip(names, shards, strict=True):
         atomic_write(folder / name, lambda p, shard=shard: p.write_bytes(save(shard)))  # type: ignore[misc]
-    content = {"model": dataclasses.asdict(model.config), "shards": names, "record": record}
-    text = json.dumps(content, indent=2) + "\n"
+    text = json.dumps(content | {"shards": names}, indent=2) + "\n"
     atomic_write(folder / "model.json", lambda p: p.write_text(text, encoding="utf-8"))
 
 

@@ -1,7 +1,7 @@
 r"""Photographs from anywhere as one uint8 tensor (N, C, H, W), or two of pairs.
 
 Sources: "embedded" (photographs inside scikit-image and scikit-learn), a folder or zip of images,
-parquet in the hub's format (a file or a folder of shards), or a hub id such as
+parquet in the hub's format (a file or a folder of shards), one image's file, or a hub id such as
 "korexyz/celeba-hq-256x256". Whatever is larger than `size` is cropped to its centre of that shape and
 resized with Pillow's Lanczos filter, which is antialiased; images of that size pass unchanged.
 """
@@ -66,7 +66,7 @@ def sides(size: Size) -> tuple[int, int]:
 def preparation(size: Size, channels: int, crops: int, progress: bool, skip_corrupt: bool) -> Preparation:
     """The same, checked; ValueError for what cannot be."""
     height, width = sides(size)
-    if not isinstance(channels, int) or isinstance(channels, bool) or channels not in MODES:
+    if not isinstance(channels, Integral) or isinstance(channels, bool) or channels not in MODES:
         raise ValueError(f"expected 1, 3 or 4 channels, got {channels!r}")
     if not isinstance(crops, Integral) or isinstance(crops, bool) or crops < 0:
         raise ValueError(f"expected a number of crops of at least 0, got {crops!r}")
@@ -174,10 +174,11 @@ def load_images(
 ) -> Tensor:
     """All images of a source as uint8 (N, channels, height, width), in a fixed order.
 
-    source: see the module's first lines. split: "train", "validation", "test" or "all"; None takes
-    the only split there is, else test, else validation ("embedded": test). size: one number, or height and
-    width. crops: so many random crops of that size from each image, in place of its centre made small.
-    Files are prepared once and, where it can be written, kept in `cache_dir()` under a hash of their
+    source: "embedded", a folder or zip of images, parquet in the hub's format, a hub id, or one image.
+    split: "train", "validation", "test" or "all"; None takes all of a source that has no splits, else the
+    only one, else test, else validation ("embedded" has train and test alone: test). size: one number, or
+    height and width. crops: so many random crops of that size from each image, in place of its centre made
+    small. Files are prepared once and, where it can be written, kept in `cache_dir()` under a hash of their
     content; a cache file is complete or absent, and mapped into memory, which it may exceed. skip_corrupt:
     leave out images that are damaged or too small, with a warning that lists them, instead of one ValueError
     that does. Raises ValueError for no images or no such split, too.

@@ -5,7 +5,7 @@ import copy
 import sys
 from collections.abc import Sequence
 from functools import cache, partial
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +81,10 @@ class Restorer(nn.Module):
         x1: as `restore` takes it. Singular components of H x0 + n as weak as the noise n hold that and little
         else: this is the mean square of those from 1 to 3.2 times its deviation, over its variance, which
         rounding to 8 bits and the noise of the training make. (Weaker ones show no blur, the right or the
-        wrong.) Above POSSIBLE a photograph is sharper, of another blur, noisier, or was a JPEG; small or
-        plain ones of another blur may stay below, and what is no photograph (text, pixel art) or has a side
-        of less than LEAST_SIDE pixels may be above. Raises ValueError for other input, and where the model
-        was trained with no such blur or no noise.
+        wrong.) Above 1.4 a photograph is sharper, of another blur, noisier, or was a JPEG; small or plain
+        ones of another blur may stay below, and what is no photograph (text, pixel art) or has a side below
+        32 pixels may be above; one too small to have such a component has nan. Raises ValueError for other
+        input, and where the model was trained with no such blur or no noise.
         """
         how, operator = self.record.get("training") or {}, self.denoiser.operator
         variance = (2 / 255) ** 2 / 12 * bool(how.get("quantise")) + (2 * how.get("noise", 0.0)) ** 2
@@ -125,12 +125,7 @@ class Restorer(nn.Module):
         self, nfe: int | None = None, sampler: Sampler | None = None, **more: float | None
     ) -> dict[str, Any]:
         """A walk's nfe, sampler, power and consistency: unless nfe is given, as the record recommends."""
-        how: dict[str, Any] = {
-            "nfe": 1 if self.alone else 10,
-            "sampler": "sde",
-            "power": 1.0,
-            "consistency": 0.0,
-        }
+        how = dict[str, Any](nfe=1 if self.alone else 10, sampler="sde", power=1.0, consistency=0.0)
         how |= {k: self.record[k] for k in how if nfe is None and k in self.record}
         given: dict[str, Any] = {"nfe": nfe, "sampler": sampler, **more}
         return how | {k: v for k, v in given.items() if v is not None}
@@ -193,11 +188,11 @@ class Restorer(nn.Module):
         continued by reflection, 16 pixels at least, and cut back. Above 512 pixels the network sees
         overlapping windows, whose estimates are blended at each step. The work is done on the model's device,
         in bfloat16 where it has that, whatever type the weights are kept in (`.half`), and the result is on
-        x1's. What would change by less than the record's least_change (grey levels, root mean square) comes
-        back as it is; with its grey_stays, what has no colour comes back with none. Raises ValueError for
-        other input, and MemoryError.
+        x1's, in float32 where x1 is floats. What would change by less than the record's least_change (grey
+        levels, root mean square) comes back as it is; with its grey_stays, what has no colour comes back with
+        none. Raises ValueError for other input, and MemoryError.
         """
-        if batch_size is not None and not (type(batch_size) is int and batch_size >= 1):
+        if batch_size is not None and not (isinstance(batch_size, Integral) and 1 <= batch_size is not True):
             raise ValueError(f"expected a whole batch_size of at least 1, got {batch_size}")
         times, sampler, consistency = self.recommended(nfe, sampler, power, consistency)
         walk = partial(self._walk, sampler=sampler, times=times, consistency=consistency)

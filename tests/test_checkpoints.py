@@ -438,3 +438,15 @@ def test_shipped_models_restore_and_have_a_card(name):
     out = model.restore(torch.zeros(1, 3, 16, 16), nfe=1)
     assert out.isfinite().all()
     assert (model.folder / "README.md").stat().st_size > 200
+
+
+def test_a_folder_may_be_a_name_and_a_record_that_is_no_json_leaves_what_is_there(tmp_path):
+    denoiser = Denoiser(ModelConfig(network="unet-small"))
+    save_pretrained(str(tmp_path / "a"), denoiser, {"step": 1})
+    assert load_pretrained(tmp_path / "a", "cpu").record == {"step": 1}
+    before = {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()}
+    with torch.no_grad():
+        next(denoiser.parameters()).add_(1)
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        save_pretrained(tmp_path / "a", denoiser, {"step": {1}})
+    assert {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()} == before

@@ -45,7 +45,8 @@ def test_a_damaged_cache_is_made_again(photos):
 
 
 def test_embedded_photographs_have_as_many_channels_as_are_asked_for():
-    rgb, grey, opaque = (load_images("embedded", "test", 128, progress=False, channels=c) for c in (3, 1, 4))
+    many = (3, np.int64(1), 4)
+    rgb, grey, opaque = (load_images("embedded", "test", 128, progress=False, channels=c) for c in many)
     assert torch.equal(opaque[:, :3], rgb)
     assert (opaque[:, 3] == 255).all()
     assert grey.shape == (len(rgb), 1, 128, 128)

@@ -690,7 +690,7 @@ class TestPictures:
             (np.zeros((8, 8, 3)), r"ndarray of float64 of shape \(8, 8, 3\)"),
             (np.zeros((1, 3, 8, 8), np.float32), r"ndarray of float32 of shape \(1, 3, 8, 8\)"),
             (np.zeros((8, 8, 2), np.uint8), r"ndarray of uint8 of shape \(8, 8, 2\)"),
-            ([torch.zeros(3, 8, 8)], r"Tensor of torch.float32 of shape \(3, 8, 8\)"),
+            ([torch.zeros(3, 8, 8)], r"torch.float32 of shape \(3, 8, 8\)"),
         ],
     )
     def test_other_things_are_refused_in_a_sentence(self, model, x, got):
@@ -701,6 +701,10 @@ class TestPictures:
     def test_a_batch_size_is_a_whole_number(self, model, batch_size):
         with pytest.raises(ValueError, match="expected a whole batch_size"):
             model.restore(torch.zeros(1, 3, 8, 8), 1, batch_size=batch_size)
+
+    def test_a_batch_size_may_be_numpy_s(self, model):
+        x = torch.rand(3, 3, 8, 8) * 2 - 1
+        assert torch.equal(*(model.restore(x, 1, batch_size=size) for size in (np.int64(2), 2)))
 
     @pytest.mark.parametrize("kind", [torch.float16, torch.float64, torch.bfloat16])
     def test_it_restores_whatever_type_its_weights_are_kept_in(self, model, kind):
