@@ -25,12 +25,14 @@ def symmetric_betas(n: int, beta_max: float = 0.3, linear_start: float = 1e-4) -
     sqrt(beta_k) runs from sqrt(linear_start) to sqrt(beta_max / n) over n points; the first n/2
     values are kept and followed by their mirror image. Returns (n,) float64, n even.
     The total standard deviation depends on n (0.221, 0.376, 0.611 at n = 100, 1000, 4000): use it
-    for parity, and `Schedule.symmetric` for work.
+    for parity, and `Schedule.symmetric` for work. ValueError for an odd n, for one below 2, and for a
+    beta_max or a linear_start that is negative or not finite.
     """
-    if n < 2 or n % 2:
-        raise ValueError(f"symmetric_betas needs an even n of at least 2, got n={n}")
-    root = torch.linspace(linear_start**0.5, (beta_max / n) ** 0.5, n, dtype=torch.float64)
-    half = root[: n // 2] ** 2
+    if not (n >= 2 and n % 2 == 0 and 0 <= beta_max < math.inf and 0 <= linear_start < math.inf):
+        got = f"n={n}, beta_max={beta_max}, linear_start={linear_start}"
+        raise ValueError(f"symmetric_betas needs finite betas >= 0 and an even n of at least 2, got {got}")
+    root = torch.linspace(linear_start**0.5, (beta_max / n) ** 0.5, int(n), dtype=torch.float64)
+    half = root[: len(root) // 2] ** 2
     return torch.cat([half, half.flip(0)])
 
 
@@ -38,7 +40,8 @@ class Schedule:
     """A reference process with diffusion beta(t) >= 0 on [0, 1]; build one with a class method.
 
     `beta`, `var_fwd` and `var_bwd` take times in [0, 1], a tensor of any shape or a float, and
-    return the same shape and dtype; see `check_times`. `total` is sigma_1^2 = var_fwd(1).
+    return the same shape and dtype, float64 for a float or whole numbers. ValueError for a time that is
+    not in [0, 1] (on a GPU times are taken as they come). `total` is sigma_1^2 = var_fwd(1).
     """
 
     total: float
@@ -49,18 +52,22 @@ class Schedule:
 
         The limit of the published table at n = 1000: total standard deviation 0.376. Its slope is
         sqrt(beta_max) - sqrt(beta_min) per unit of t, as in the table, of whose ramp only the half
-        is used: beta_max is the value that it would reach at t = 1.
+        is used: beta_max is the value that it would reach at t = 1. ValueError unless both are from 0 to
+        1e18 and one is at least 1e-18.
         """
         return SymmetricSchedule(beta_min=beta_min, beta_max=beta_max)
 
     @staticmethod
     def constant(beta: float = 1.0) -> Schedule:
-        """beta(t) = beta: the bridge is a Brownian bridge with variance beta t (1 - t)."""
+        """beta(t) = beta, from 1e-18 to 1e18: the bridge is Brownian, with variance beta t (1 - t)."""
         return SymmetricSchedule(beta_min=beta, beta_max=beta)
 
     @staticmethod
     def from_betas(betas: Tensor) -> Schedule:
-        """A table of n increments: beta(t) = n betas[k] on [k/n, (k+1)/n)."""
+        """A table of n increments: beta(t) = n betas[k] on [k/n, (k+1)/n), the last one at t = 1 too.
+
+        ValueError unless they are 1-D and not negative, above 0 at both ends, and sum to 1e-18 to 1e18.
+        """
         return TableSchedule(betas)
 
     def beta(self, t: Tensor | float) -> Tensor:
@@ -76,7 +83,10 @@ class Schedule:
         raise NotImplementedError
 
     def grid(self, n: int, power: float = 1.0) -> Tensor:
-        """n + 1 times (1 - k/n)^power from 1 down to 0, float64: uniform, or denser at the clean end."""
+        """n + 1 times (1 - k/n)^power from 1 down to 0, float64: uniform, or denser at the clean end.
+
+        n: a whole number from 1 to 10^6; power: above 0, to 10^6. ValueError for others.
+        """
         whole = hasattr(n, "__index__") and not isinstance(n, bool) and not getattr(n, "ndim", 0)
         if not (whole and 1 <= n <= 10**6 and isinstance(power, numbers.Real) and 0 < power <= 10**6):
             got = f"both up to 10^6, got n={n!r:.40}, power={power!r:.40}"
@@ -89,7 +99,7 @@ def check_times(t: Tensor, positive: bool = False) -> Tensor:
     if t.is_cpu and t.numel() and not torch.compiler.is_compiling():
         low, high = (float(v) for v in t.detach().aminmax())
         if not 0 <= low <= high <= 1 or (positive and low == 0):
-            raise ValueError(f"expected times in {'(' if positive else '['}0, 1], got {low:g} to {high:g}")
+            raise ValueError(f"expected times in {'(' if positive else '['}0, 1], got {low:.12g} to {high:.12g}")
     return t
 
 
@@ -141,9 +151,9 @@ class TableSchedule(Schedule):
 
     def __init__(self, betas: Tensor) -> None:
         betas = torch.as_tensor(betas, dtype=torch.float64).cpu()
-        if betas.ndim != 1 or not bool((betas >= 0).all() and 0 < betas.sum() < math.inf):
+        if betas.ndim != 1 or not bool((betas >= 0).all() and 1e-18 <= betas.sum() <= 1e18):
             raise ValueError(
-                "expected a 1-D table of non-negative betas with a finite positive sum, "
+                "expected a 1-D table of non-negative betas with a sum from 1e-18 to 1e18, "
                 f"got shape {tuple(betas.shape)}"
             )
         if min(betas[0], betas[-1]) <= 0:  # where sigma_t, or its counterpart, would be zero on an interval

@@ -128,15 +128,20 @@ def test_shape_and_dtype_follow_the_times(schedule):
     [
         (lambda: symmetric_betas(7), "even n of at least 2, got n=7"),
         (lambda: symmetric_betas(0), "even n of at least 2, got n=0"),
+        (lambda: symmetric_betas(10, beta_max=-0.3), "finite betas >= 0 .*got n=10, beta_max=-0.3"),
+        (lambda: symmetric_betas(10, beta_max=float("nan")), "finite betas >= 0 .*beta_max=nan"),
+        (lambda: symmetric_betas(10, linear_start=-1e-4), "finite betas >= 0 .*linear_start=-0.0001"),
+        (lambda: Schedule.from_betas(torch.full((3,), 1e300, dtype=F64)), "a sum from 1e-18 to 1e18"),
+        (lambda: Schedule.constant().beta(1 + 1e-9), r"\[0, 1\], got 1\.000000001 to"),
         (lambda: Schedule.symmetric(beta_max=-1), r"beta_min and beta_max >= 0.*beta_max=-1"),
         (lambda: Schedule.symmetric(beta_max=float("nan")), "beta_min and beta_max >= 0.*nan"),
         (lambda: Schedule.constant(0), "one from 1e-18 to 1e18"),
         (lambda: Schedule.from_betas(torch.ones(2, 2)), r"1-D table.*got shape \(2, 2\)"),
         (lambda: Schedule.from_betas(torch.tensor([0.1, -0.1, 1])), "non-negative betas"),
-        (lambda: Schedule.from_betas(torch.zeros(3)), "finite positive sum"),
+        (lambda: Schedule.from_betas(torch.zeros(3)), "a sum from 1e-18 to 1e18"),
         (lambda: Schedule.symmetric(beta_max=float("inf")), "one from 1e-18 to 1e18"),
         (lambda: Schedule.symmetric(beta_max=10**400), "one from 1e-18 to 1e18"),
-        (lambda: Schedule.from_betas(torch.tensor([0.1, float("inf")])), "finite positive sum"),
+        (lambda: Schedule.from_betas(torch.tensor([0.1, float("inf")])), "a sum from 1e-18 to 1e18"),
         (
             lambda: Schedule.from_betas(torch.tensor([0.0, 0.0, 1.0, 1.0])),
             "above 0 at both ends, got 0 and 1",
@@ -170,6 +175,10 @@ def test_times_on_another_device_are_taken_as_they_come():
     t = torch.full((3,), 2.0, device="meta")  # as on a GPU: to look at them would be to wait for it
     assert check_times(t, positive=True) is t
     assert SCHEDULES["symmetric"].var_fwd(t).shape == (3,)
+
+
+def test_a_whole_number_may_be_written_as_a_float():
+    assert torch.equal(symmetric_betas(1e2), symmetric_betas(100))
 
 
 def test_the_two_betas_cannot_be_confused():
