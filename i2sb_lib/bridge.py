@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,8 +38,7 @@ class Step(NamedTuple):
 
 def expand(t: Tensor | float, x: Tensor) -> Tensor:
     """Reshape t of shape (B,) or (), in [0, 1], so that it broadcasts against x of shape (B, *D)."""
-    if not x.is_floating_point():
-        raise ValueError(f"expected floating-point numbers, in which images are in [-1, 1], got {x.dtype}")
+    one_shape(x=x)
     t = as_time(t).to(x)
     if t.ndim > 1 or (t.ndim == 1 and t.shape[0] not in (x.shape[0], 1)):
         raise ValueError(
@@ -52,9 +51,14 @@ def sample_times(
     count: int, generator: torch.Generator | None = None, device: torch.device | str | None = None
 ) -> Tensor:
     """Times (count,) in (0, 1] for training, one in each of as many equal parts of [1e-3, 1]."""
-    device = generator.device if generator is not None else device
-    u = torch.rand(count, generator=generator, device=device)
-    return stratified(u)
+    return stratified(torch.rand(count, generator=generator, device=drawn_on(generator, device)))
+
+
+def drawn_on(generator: torch.Generator | None, device: Any) -> Any:
+    """The generator's device, or this one where there is none; ValueError for what is none of torch's."""
+    if not isinstance(generator, torch.Generator | None):
+        raise ValueError(f"expected generators of torch's, see `generators` for seeds, got {generator!r:.80}")
+    return device if generator is None else generator.device
 
 
 def stratified(u: Tensor) -> Tensor:
@@ -62,14 +66,17 @@ def stratified(u: Tensor) -> Tensor:
     return 1 - (torch.arange(len(u), device=u.device) + u) / len(u) * (1 - 1e-3)
 
 
-def _one_shape(**parts: Tensor) -> None:
-    if odd := [type(part).__name__ for part in parts.values() if not isinstance(part, Tensor)]:
-        raise ValueError(f"{' and '.join(parts)} must be tensors, got {odd[0]}")
-    if wrong := {part.dtype for part in parts.values() if not part.is_floating_point()}:
-        raise ValueError(f"{' and '.join(parts)} must be floating-point numbers, got {wrong.pop()}")
-    if len({part.shape for part in parts.values()}) > 1:
-        shapes = " and ".join(str(tuple(part.shape)) for part in parts.values())
-        raise ValueError(f"{' and '.join(parts)} must have one shape, got {shapes}")
+def one_shape(axes: int = 1, **parts: Tensor) -> None:
+    """ValueError unless the parts are floating-point tensors of one shape, with so many axes at least."""
+    names, first = " and ".join(parts), next(iter(parts.values()))
+    for part in parts.values():
+        if not (isinstance(part, Tensor) and part.is_floating_point()):
+            got = part.dtype if isinstance(part, Tensor) else type(part).__name__
+            raise ValueError(f"expected {names}, each a tensor of floating-point numbers, got {got}")
+        if part.shape != first.shape or part.ndim < axes:
+            shapes = " and ".join(str(tuple(getattr(p, "shape", ()))) for p in parts.values())
+            wanted = "(B, C, H, W)" if axes == 4 else "(B, …)"
+            raise ValueError(f"expected {names} as {wanted}, of one shape, got {shapes}")
 
 
 class Bridge:
@@ -77,8 +84,9 @@ class Bridge:
 
     schedule: variance of the reference process; it also scales the training target.
     coefficients: t -> (a_t, b_t, c_t), each of t's shape; I2SB's own when omitted.
-    Times are tensors of shape (B,) or (), or floats, in [0, 1]; x0, x1, xt are (B, *D). ValueError where
-    they are not (times on a GPU are taken as they come: to look at them would be to wait for it).
+    Times are tensors of shape (B,) or (), or floats, in [0, 1]; x0, x1, xt are (B, *D), floating-point
+    tensors of any precision. ValueError where they are not (times on a GPU are taken as they come: to look
+    at them would be to wait for it), and for a generator that is none of torch's.
     """
 
     def __init__(self, schedule: Schedule, coefficients: Coefficients | None = None) -> None:
@@ -101,9 +109,9 @@ class Bridge:
 
     @classmethod
     def indi(cls, noise: float = 0.0) -> Bridge:
-        """Inversion by direct iteration: x_t = (1 - t) x0 + t x1 + t noise eps."""
-        if not 0 <= noise < math.inf:
-            raise ValueError(f"expected a finite noise of at least 0, got {noise}")
+        """Inversion by direct iteration: x_t = (1 - t) x0 + t x1 + t noise eps, noise from 0 to 1e18."""
+        if not 0 <= noise <= 1e18:  # single precision squares it
+            raise ValueError(f"expected a noise from 0 to 1e18, got {noise}")
         return cls(Schedule.constant(), lambda t: (1 - t, t, noise * t))
 
     @classmethod
@@ -111,9 +119,12 @@ class Bridge:
         """DDBM over the variance-preserving process, beta(t) = 0.1 + 2 t.   [Zhou et al. 2024, Table 1]
 
         beta is linear from beta_min at t = 0 to beta_max at t = 1. With nu = sigma^2 / alpha^2 of the
-        reference, x_t / alpha_t is I2SB's bridge in the clock nu from x0 to x1 / alpha_1.
+        reference, x_t / alpha_t is I2SB's bridge in the clock nu from x0 to x1 / alpha_1. ValueError unless
+        both are at least 0 and their sum is from 1e-18 to 160.
         """
-        Schedule.symmetric(beta_min=beta_min, beta_max=beta_max)  # refuses what is no beta
+        if not (beta_min >= 0 and beta_max >= 0 and 1e-18 <= beta_min + beta_max <= 160):  # exp overflows
+            got = f"beta_min={beta_min} and beta_max={beta_max}"
+            raise ValueError(f"expected betas >= 0 with a sum from 1e-18 to 160, got {got}")
 
         def integral(t: Tensor) -> Tensor:
             return beta_min * t + (beta_max - beta_min) * t**2 / 2
@@ -155,7 +166,7 @@ class Bridge:
         Returns mean (B, *D) and variance (B, 1, ...). Exact at both ends: t = 0 gives (x0, 0) and
         t = 1 gives (x1, 0). Raises ValueError where x0 and x1 differ in shape.
         """
-        _one_shape(x0=x0, x1=x1)
+        one_shape(x0=x0, x1=x1)
         a, b, c = self.coefficients(expand(t, x0))
         return a * x0 + b * x1, c**2
 
@@ -170,9 +181,9 @@ class Bridge:
         """Draw x_t ~ q(x_t | x0, x1); noise ~ N(0, I) of x0's shape is drawn if not given."""
         mean, var = self.q_mean_var(t, x0, x1)
         if noise is None:
-            place = x0.device if generator is None else generator.device
-            noise = torch.randn(x0.shape, generator=generator, device=place, dtype=x0.dtype).to(x0.device)
-        _one_shape(x0=x0, noise=noise)
+            where = {"device": drawn_on(generator, x0.device), "dtype": x0.dtype}
+            noise = torch.randn(x0.shape, generator=generator, **where).to(x0.device)
+        one_shape(x0=x0, noise=noise)
         return mean + var.sqrt() * noise
 
     def step(self, s: Tensor | float, t: Tensor | float, eta: float = 1.0) -> Step:
@@ -184,7 +195,8 @@ class Bridge:
         - between: the added standard deviation is eta times the Markov one.
 
         Where x_t has no noise to carry (c_t = 0, as at t = 1) all agree. s, t: floats, or tensors of one
-        shape, 0 <= s < t <= 1; ValueError where they are not, or eta is not from 0 to 1.
+        shape, 0 <= s < t <= 1; ValueError where they are not, or eta is not from 0 to 1, and for eta > 0
+        where coefficients of one's own have no Markov kernel: c_t / b_t rises or, b being 0, c_t / a_t falls.
         """
         if not (isinstance(eta, numbers.Real) and 0 <= eta <= 1):
             raise ValueError(f"expected eta from 0 to 1, got {eta!r}")
@@ -194,8 +206,11 @@ class Bridge:
         if s.is_cpu and t.is_cpu and not bool((s < t).all()):
             raise ValueError(f"a step goes down, from t to s < t, got t={t.tolist()} and s={s.tolist()}")
         (a_s, b_s, c_s), (a_t, b_t, c_t) = self.coefficients(s), self.coefficients(t)
-        markov = torch.where(b_t > 0, b_s / b_t, a_t * c_s**2 / (a_s * c_t**2))
-        std = (c_s**2 - (markov * c_t) ** 2).clamp(min=0).sqrt()
+        markov = torch.where(b_t > 0, b_s / b_t, a_t * (c_s / c_t) ** 2 / a_s)
+        left = c_s**2 - (markov * c_t) ** 2
+        if eta and left.is_cpu and bool((left < -1e3 * torch.finfo(left.dtype).eps * c_s**2).any()):
+            raise ValueError(f"these coefficients have no Markov kernel: expected eta=0, got eta={eta}")
+        std = left.clamp(min=0).sqrt()
         if eta == 1.0:
             return Step(a_s - markov * a_t, torch.zeros_like(markov), markov, std)
         carried = c_t > 0
@@ -208,10 +223,11 @@ class Bridge:
     ) -> tuple[Tensor, Tensor]:
         """Mean and variance of the DDPM posterior p(x_s | x0, x_t), 0 <= s < t.   [Liu 2023, eq. 4]
 
-        With alpha^2 = sigma_t^2 - sigma_s^2 the mean is (alpha^2 x0 + sigma_s^2 x_t) / sigma_t^2 and
-        the variance sigma_s^2 alpha^2 / sigma_t^2: zero at s = 0, where the result is x0.
+        I2SB's, with alpha^2 = sigma_t^2 - sigma_s^2, has mean (alpha^2 x0 + sigma_s^2 x_t) / sigma_t^2 and
+        variance sigma_s^2 alpha^2 / sigma_t^2; another bridge's is that of its `step`. Shapes as in
+        `q_mean_var`. At s = 0 the variance is zero and the mean x0.
         """
-        _one_shape(x0=x0, xt=xt)
+        one_shape(x0=x0, xt=xt)
         k0, _, kt, std = self.step(expand(s, x0), expand(t, x0))
         return k0 * x0 + kt * xt, std**2
 
@@ -224,13 +240,13 @@ class Bridge:
 
         Its conditional mean given x_t is -sigma_t grad log Psi_hat(x_t, t).
         """
-        _one_shape(x0=x0, xt=xt)
+        one_shape(x0=x0, xt=xt)
         check_times(as_time(t), positive=True)
         return (xt - x0) / self.std(t, x0)
 
     def predict_x0(self, t: Tensor | float, xt: Tensor, eps: Tensor) -> Tensor:
         """Clean estimate x_t - sigma_t eps: the inverse of `target`."""
-        _one_shape(xt=xt, eps=eps)
+        one_shape(xt=xt, eps=eps)
         return xt - self.std(t, xt) * eps
 
     def loss(self, net: Net, x0: Tensor, x1: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -243,11 +259,12 @@ class Bridge:
                 optimizer.step(), optimizer.zero_grad()
             x0_hat = sample(bridge.denoiser(net), bridge, x1).x                     [Liu 2023, Algorithm 1]
         """
+        one_shape(x0=x0, x1=x1)
         t = sample_times(len(x0), generator, x0.device)
         xt = self.q_sample(t, x0, x1, generator=generator)
         target, found = self.target(t, x0, xt), net(xt, t)
-        _one_shape(target=target, found=found)
-        return (found - target).square().flatten(1).mean(1)
+        one_shape(target=target, found=found)
+        return (found - target).square()[:, None].flatten(1).mean(1)
 
     def denoiser(self, net: Net) -> Net:
         """x0_hat = x_t - sigma_t net(x_t, t): what `sample` takes, from a net that `loss` trained."""

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from i2sb_lib.bridge import Bridge
+from i2sb_lib.bridge import Bridge, one_shape
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 Sampler = Literal["sde", "ode", "dbim"]
@@ -22,9 +22,9 @@ Sampler = Literal["sde", "ode", "dbim"]
 class Samples:
     """Result of `sample`.
 
-    x: (B, *D) samples at t = 0.  nfe: network calls made.  times: the grid, from 1 down to 0.
-    trajectory: states x_t at `times` (first is x1); predictions: x0_hat of each call. Both are
-    empty unless asked for.
+    x: (B, *D) samples at t = 0.  nfe: network calls made.  times: the grid, from 1 down to 0, float64.
+    trajectory: states x_t at `times`, nfe + 1 of them, the first one x1 (with its noise, on a bridge that
+    has some at t = 1); predictions: x0_hat of each call. Both are empty unless asked for.
     """
 
     x: Tensor
@@ -40,7 +40,7 @@ class Samples:
 
 def check_grid(times: Tensor) -> Tensor:
     """Return `times` as float64 on the CPU; ValueError unless it falls strictly from 1 to 0."""
-    times = torch.as_tensor(times, dtype=torch.float64).cpu()
+    times = torch.as_tensor(times, dtype=torch.float64).detach().cpu()
     if times.ndim != 1 or len(times) < 2 or times[0] != 1 or times[-1] != 0:
         raise ValueError(f"a sampling grid runs from 1 down to 0, got {times.tolist()}")
     if not bool((times.diff() < 0).all()):
@@ -111,11 +111,12 @@ def sample(
     generator: one, which draws x1's shape and dtype, or one for each image (see `generators`), which
     draws float32; the noise is drawn where the generator is, and moved. eta: between dbim's 0 and sde's 1,
     see `Bridge.step`, in place of the sampler's. grad: let gradients pass through the walk. keep: fill
-    trajectory and predictions. Raises ValueError for an unknown sampler, a grid that does not fall from 1
-    to 0, as many generators as there are not images, and a denoiser's answer of another shape than x1's.
+    trajectory and predictions. Raises ValueError for x1 that is no floating-point tensor, an unknown
+    sampler, ode where b_1 = 0, an nfe that is no whole number from 1 to 10^6, a grid that does not fall from
+    1 to 0, an eta outside [0, 1] or with ode, as many generators as there are not images, and a denoiser's
+    answer that is no floating-point tensor of x1's shape.
     """
-    if not x1.is_floating_point():
-        raise ValueError(f"expected x1 as floating-point numbers, got {x1.dtype}")
+    one_shape(x1=x1)
     check_sampler(sampler, bridge)
     if eta is not None and not (0 <= eta <= 1 and sampler != "ode"):
         raise ValueError(f"expected eta from 0 to 1 with sde or dbim, got {eta} with {sampler}")
@@ -154,9 +155,7 @@ def sample(
         for n in progress(steps) if progress else steps:
             t = torch.full((len(x1),), float(times[n]), device=x1.device, dtype=precision)
             x0_hat = denoise(xt, t)
-            if getattr(x0_hat, "shape", None) != x1.shape:
-                got = tuple(x0_hat.shape) if isinstance(x0_hat, Tensor) else type(x0_hat).__name__
-                raise ValueError(f"expected x0_hat of shape {tuple(x1.shape)}, got {got}")
+            one_shape(x1=x1, x0_hat=x0_hat)
             out.nfe += 1
             xt = k0[n] * x0_hat + kt[n] * xt
             if k1[n]:

@@ -99,7 +99,8 @@ def check_times(t: Tensor, positive: bool = False) -> Tensor:
     if t.is_cpu and t.numel() and not torch.compiler.is_compiling():
         low, high = (float(v) for v in t.detach().aminmax())
         if not 0 <= low <= high <= 1 or (positive and low == 0):
-            raise ValueError(f"expected times in {'(' if positive else '['}0, 1], got {low:.12g} to {high:.12g}")
+            got = f"{low:.12g} to {high:.12g}"
+            raise ValueError(f"expected times in {'(' if positive else '['}0, 1], got {got}")
     return t
 
 

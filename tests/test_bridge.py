@@ -303,27 +303,87 @@ def test_errors():
     for call in (bridge.target, bridge.predict_x0):
         with pytest.raises(ValueError, match=r"one shape, got \(4, 3, 2, 2\) and \(4, 1, 2, 2\)"):
             call(0.5, x, x[:, :1])
-    with pytest.raises(ValueError, match=r"x0 and noise must have one shape"):
+    with pytest.raises(ValueError, match=r"x0 and noise as \(B, …\), of one shape"):
         bridge.q_sample(0.5, x, x, x[:1])
-    with pytest.raises(ValueError, match=r"x0 and xt must have one shape"):
+    with pytest.raises(ValueError, match=r"x0 and xt as \(B, …\), of one shape"):
         bridge.p_mean_var(0.2, 0.5, x, x[:1])
 
 
 def test_what_is_no_bridge_is_refused():
     bridge, pictures = I2SB["symmetric"], torch.full((2, 3, 2, 2), 200, dtype=torch.uint8)
     for call in (bridge.q_mean_var, bridge.q_sample, bridge.target, bridge.predict_x0):
-        with pytest.raises(ValueError, match=r"floating-point numbers,.* got torch\.uint8"):
+        with pytest.raises(ValueError, match=r"floating-point numbers, got torch\.uint8"):
             call(0.5, pictures, pictures)
     for eta in (-1.0, 1.5, float("nan")):
         with pytest.raises(ValueError, match="expected eta from 0 to 1, got"):
             bridge.step(0.2, 0.4, eta)
-    for noise in (-0.1, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="finite noise of at least 0"):
+    for noise in (-0.1, float("nan"), float("inf"), 1e20):
+        with pytest.raises(ValueError, match="noise from 0 to 1e18"):
             Bridge.indi(noise)
-    with pytest.raises(ValueError, match="one from 1e-18 to 1e18"):
-        Bridge.ddbm_vp(beta_min=-1.0)
+    for beta in (-1.0, float("nan"), float("inf"), 160.0):
+        with pytest.raises(
+            ValueError, match=f"a sum from 1e-18 to 160, got beta_min=0.1 and beta_max={beta}"
+        ):
+            Bridge.ddbm_vp(beta_max=beta)
+    for generator in (0, [torch.Generator()] * 2):
+        for call in (bridge.q_sample, bridge.loss):
+            first = 0.5 if call == bridge.q_sample else lambda xt, t: xt
+            with pytest.raises(ValueError, match="expected generators of torch's"):
+                call(first, torch.zeros(2, 3), torch.zeros(2, 3), generator=generator)
     with pytest.raises(TypeError):
         Bridge.ddbm_vp(0.1, 2.1)  # which of the two is which?
+
+
+@pytest.mark.parametrize("ends", [(0.0, 159.9), (159.9, 0.0), (80.0, 80.0)])
+def test_at_the_ends_of_what_is_taken_ddbm_and_indi_are_finite(ends):
+    t = torch.tensor([0.0, 1e-3, 0.3, 0.9, 0.999, 1.0])
+    for bridge in (Bridge.ddbm_vp(beta_min=ends[0], beta_max=ends[1]), Bridge.indi(1e18)):
+        for dtype in (torch.float32, F64):
+            found = (*bridge.coefficients(t.to(dtype)), *bridge.step(t[:-1].to(dtype), t[1:].to(dtype)))
+            assert all(bool((part.isfinite() & (part**2).isfinite()).all()) for part in found)
+    single, double = (Bridge.ddbm_vp(beta_max=159.0).coefficients(t.to(d)) for d in (torch.float32, F64))
+    for a, b in zip(single, double, strict=True):
+        close(a, b, atol=1e-4)
+
+
+def test_coefficients_without_a_markov_kernel_are_refused():
+    """c_t / b_t = t rises: no r = b_s / b_t keeps the variance, while r = c_s / c_t always does."""
+    bridge = Bridge(Schedule.constant(), lambda t: (1 - t, t, t**2))
+    for eta in (1.0, 0.5):
+        with pytest.raises(ValueError, match=f"no Markov kernel: expected eta=0, got eta={eta}"):
+            bridge.step(0.3, 0.6, eta)
+    with pytest.raises(ValueError, match="no Markov kernel"):
+        sample(lambda xt, t: xt, bridge, torch.zeros(1, 2), 3)
+    k0, k1, kt, std = bridge.step(0.3, 0.6, 0.0)
+    close((k0 + kt * 0.4, k1 + kt * 0.6, (kt * 0.36) ** 2 + std**2), (0.7, 0.3, 0.09**2))
+
+
+def test_numbers_may_be_without_axes_of_their_own():
+    """(B,) is (B, *D) with no D; a single number is no batch."""
+    bridge, (x0, x1) = I2SB["symmetric"], torch.rand(2, 7, dtype=F64)
+    for width in (x0.shape, (7, 1)):
+        a, b = x0.reshape(width), x1.reshape(width)
+        losses = bridge.loss(lambda xt, t: 0 * xt, a, b, torch.Generator().manual_seed(0))
+        t = sample_times(7, torch.Generator().manual_seed(0)).double()
+        xt = bridge.q_sample(t, a, b, generator=after_times(7))
+        close(losses, bridge.target(t, a, xt).reshape(7) ** 2, atol=1e-12)
+    one = torch.tensor(0.5)
+    calls = (bridge.q_mean_var, bridge.q_sample, bridge.target, bridge.predict_x0)
+    for call in calls:
+        with pytest.raises(ValueError, match=r"as \(B, …\), of one shape, got \(\) and \(\)"):
+            call(0.5, one, one)
+    with pytest.raises(ValueError, match=r"got \(\) and \(\)"):
+        bridge.loss(lambda xt, t: xt, one, one)
+    for call in (expand, bridge.std):
+        with pytest.raises(ValueError, match="each a tensor of floating-point numbers, got ndarray"):
+            call(0.5, np.zeros((2, 3)))
+
+
+def after_times(count):
+    """A generator that has drawn so many times already."""
+    generator = torch.Generator().manual_seed(0)
+    sample_times(count, generator)
+    return generator
 
 
 def test_each_of_several_tensors_has_to_be_of_floats():
@@ -371,6 +431,13 @@ def test_times_outside_0_to_1_are_refused(bridge, t):
 
 
 @every_bridge
+def test_a_grid_may_end_in_very_small_times(bridge):
+    times = torch.tensor([1.0, 0.5, 1e-100, 1e-200, 0.0], dtype=F64)
+    for eta in (1.0, 0.5, 0.0):
+        assert all(bool(k.isfinite().all()) for k in bridge.step(times[1:], times[:-1], eta))
+
+
+@every_bridge
 def test_a_target_needs_noise_and_a_step_goes_down(bridge):
     x = torch.zeros(2, 3)
     with pytest.raises(ValueError, match=r"times in \(0, 1\], got 0 to 0\.5"):
@@ -408,7 +475,7 @@ def test_algorithm_1_in_five_lines_finds_the_conditional_mean():
     best = (x0 * xt).mean() / xt.square().mean()  # of x0 on x_t
     found = bridge.denoiser(net)(torch.ones(1, 1), torch.tensor([0.5]))
     assert abs(float(found.detach()) - float(best)) < 0.01
-    with pytest.raises(ValueError, match="target and found must have one shape"):
+    with pytest.raises(ValueError, match=r"expected target and found as .*, of one shape"):
         bridge.loss(lambda xt, t: xt[:, 0], x0, x1)
 
 
@@ -428,5 +495,5 @@ def test_draws_of_times_and_states_are_the_generator_s():
 
 def test_a_network_that_gives_no_tensor_is_told_so():
     bridge, x = Bridge(Schedule.symmetric()), torch.zeros(2, 3)
-    with pytest.raises(ValueError, match="target and found must be tensors, got tuple"):
+    with pytest.raises(ValueError, match=r"expected target and found, each a tensor of .*, got tuple"):
         bridge.loss(lambda xt, t: (xt, t), x, x)

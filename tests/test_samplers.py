@@ -175,7 +175,7 @@ def test_samples_have_one_short_line():
 
 def test_an_answer_of_another_shape_is_not_broadcast():
     for wrong in (torch.zeros(3, 1), torch.zeros(1, 2), torch.zeros(())):
-        with pytest.raises(ValueError, match=r"expected x0_hat of shape \(3, 2\), got \("):
+        with pytest.raises(ValueError, match=r"x1 and x0_hat as \(B, …\), of one shape, got \(3, 2\) and \("):
             sample(lambda xt, t, wrong=wrong: wrong, BRIDGE, torch.zeros(3, 2))
 
 
@@ -222,10 +222,17 @@ def test_no_graph_is_kept():
 def test_errors(options, message):
     with pytest.raises(ValueError, match=message):
         sample(bend, BRIDGE, torch.zeros(1, 2), **options)
-    with pytest.raises(ValueError, match=r"of shape \(1, 2\), got NoneType"):
-        sample(lambda xt, t: None, BRIDGE, torch.zeros(1, 2))
-    with pytest.raises(ValueError, match=r"floating-point numbers, got torch\.uint8"):
-        sample(bend, BRIDGE, torch.zeros(1, 2, dtype=torch.uint8))
+    answers = ((None, "NoneType"), (np.zeros((1, 2)), "ndarray"), (torch.zeros(1, 2).int(), "torch.int32"))
+    for answer, got in answers:
+        with pytest.raises(ValueError, match=f"x1 and x0_hat, each a tensor of .* numbers, got {got}"):
+            sample(lambda xt, t, answer=answer: answer, BRIDGE, torch.zeros(1, 2))
+    for x1, got in ((torch.zeros(1, 2, dtype=torch.uint8), "torch.uint8"), (np.zeros((1, 2)), "ndarray")):
+        with pytest.raises(
+            ValueError, match=f"expected x1, each a tensor of floating-point numbers, got {got}"
+        ):
+            sample(bend, BRIDGE, x1)
+    with pytest.raises(ValueError, match=r"expected x1 as \(B, …\), of one shape, got \(\)"):
+        sample(bend, BRIDGE, torch.zeros(()))
     with pytest.raises(ValueError, match=r"for a diffusion take sde or dbim"):
         sample(bend, Bridge.diffusion(), torch.zeros(1, 2), sampler="ode")
 
