@@ -13,12 +13,20 @@ from i2sb_lib.images import check_images
 from i2sb_lib.operators import Separable
 
 
-def tikhonov(y: Tensor, operator: Separable, lam: float = 2e-4) -> Tensor:
-    """argmin_x |H x - y|^2 + lam |x|^2. lam = 0 is the exact inverse.   [Tikhonov 1963]
+def _checked(x: Tensor, operator: Separable, name: str) -> Tensor:
+    if not isinstance(operator, Separable):
+        raise ValueError(f"{name}: expected a separable blur, got {operator!r:.80}")
+    return check_images(x, name)
 
-    y: (B, C, H, W) in [-1, 1]; ValueError for other input, and for lam = 0 where H has no inverse.
+
+def tikhonov(y: Tensor, operator: Separable, lam: float = 2e-4) -> Tensor:
+    """argmin_x |H x - y|^2 + lam |x|^2. lam = 0 is the inverse, where H has one.   [Tikhonov 1963]
+
+    y: (B, C, H, W) in [-1, 1]; ValueError for other input, for a degradation that is not separable, and
+    for a lam that is negative, not finite, or 0 where H has no inverse.
     """
-    return operator.inverse(check_images(y, "tikhonov"), lam)
+    y = _checked(y, operator, "tikhonov")
+    return operator.inverse(y, lam)
 
 
 class Wiener:
@@ -29,12 +37,13 @@ class Wiener:
 
         x_hat_ij = m_ij + s_ij p_ij / (s_ij^2 p_ij + n) (y_ij - s_ij m_ij)
 
-    It is E[x | y] for a Gaussian x with independent components. photographs: (N, 3, H, W) in
-    [-1, 1], N >= 2. noise: n on that scale; rounding to 8 bits makes (2 / 255)^2 / 12.
+    It is E[x | y] for a Gaussian x with independent components. photographs: (N, C, H, W) in
+    [-1, 1], N >= 2. noise: n on that scale, above 0 and finite; rounding to 8 bits makes (2 / 255)^2 / 12.
+    ValueError for others, and for a degradation that is not separable.
     """
 
     def __init__(self, operator: Separable, photographs: Tensor, noise: float = (2 / 255) ** 2 / 12) -> None:
-        if len(check_images(photographs, "Wiener")) < 2 or not noise > 0:
+        if len(_checked(photographs, operator, "Wiener")) < 2 or not 0 < noise < float("inf"):
             raise ValueError(f"expected 2 photographs and noise > 0, got {len(photographs)} and {noise}")
         photographs = to_float64(photographs)
         sides = (operator.matrix(n).to(photographs.device) for n in photographs.shape[-2:])
@@ -56,11 +65,12 @@ def richardson_lucy(y: Tensor, operator: Separable, iterations: int = 30) -> Ten
 
     With intensities u = (x + 1) / 2 in (0, 1] each iteration is u <- u H^T(v / H u) / H^T 1, where v
     are those of y: it keeps u positive and never lowers sum v log(H u) - H u.
-    y: (B, C, H, W) in [-1, 1]; ValueError for other input and for no iterations.
+    y: (B, C, H, W) in [-1, 1]; ValueError for other input, for a degradation that is not separable, and
+    for no iterations.
     """
     if iterations < 1:
         raise ValueError(f"expected at least one iteration, got {iterations}")
-    v = ((check_images(y, "richardson_lucy") + 1) / 2).clamp(min=1e-4)
+    v = ((_checked(y, operator, "richardson_lucy") + 1) / 2).clamp(min=1e-4)
     u, total = torch.full_like(v, 0.5), operator.adjoint(torch.ones_like(v))
     for _ in range(iterations):
         u = u * operator.adjoint(v / operator.apply(u).clamp(min=1e-6)) / total

@@ -41,9 +41,8 @@ def expand(t: Tensor | float, x: Tensor) -> Tensor:
     one_shape(x=x)
     t = as_time(t).to(x)
     if t.ndim > 1 or (t.ndim == 1 and t.shape[0] not in (x.shape[0], 1)):
-        raise ValueError(
-            f"expected t of shape () or ({x.shape[0]},) for x of shape {tuple(x.shape)}, got {tuple(t.shape)}"
-        )
+        got = f"x of shape {tuple(x.shape)}, got {tuple(t.shape)}"
+        raise ValueError(f"expected t of shape () or ({x.shape[0]},) for {got}")
     return t.reshape(-1, *[1] * (x.ndim - 1))
 
 
@@ -75,8 +74,7 @@ def one_shape(axes: int = 1, **parts: Tensor) -> None:
             raise ValueError(f"expected {names}, each a tensor of floating-point numbers, got {got}")
         if part.shape != first.shape or part.ndim < axes:
             shapes = " and ".join(str(tuple(getattr(p, "shape", ()))) for p in parts.values())
-            wanted = "(B, C, H, W)" if axes == 4 else "(B, …)"
-            raise ValueError(f"expected {names} as {wanted}, of one shape, got {shapes}")
+            raise ValueError(f"expected {names} of one shape, of {axes} axes or more, got {shapes}")
 
 
 class Bridge:
@@ -123,8 +121,7 @@ class Bridge:
         both are at least 0 and their sum is from 1e-18 to 160.
         """
         if not (beta_min >= 0 and beta_max >= 0 and 1e-18 <= beta_min + beta_max <= 160):  # exp overflows
-            got = f"beta_min={beta_min} and beta_max={beta_max}"
-            raise ValueError(f"expected betas >= 0 with a sum from 1e-18 to 160, got {got}")
+            raise ValueError(f"expected betas >= 0, a sum from 1e-18 to 160, got {beta_min=} and {beta_max=}")
 
         def integral(t: Tensor) -> Tensor:
             return beta_min * t + (beta_max - beta_min) * t**2 / 2
@@ -259,7 +256,6 @@ class Bridge:
                 optimizer.step(), optimizer.zero_grad()
             x0_hat = sample(bridge.denoiser(net), bridge, x1).x                     [Liu 2023, Algorithm 1]
         """
-        one_shape(x0=x0, x1=x1)
         t = sample_times(len(x0), generator, x0.device)
         xt = self.q_sample(t, x0, x1, generator=generator)
         target, found = self.target(t, x0, xt), net(xt, t)

@@ -13,18 +13,17 @@ F regress a unit target:
 
 import math
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
-from i2sb_lib.bridge import Bridge, expand
+from i2sb_lib.bridge import Bridge, expand, one_shape
 from i2sb_lib.degradations import DEGRADATIONS, Degradation, create_degradation
 from i2sb_lib.devices import to_float64
 from i2sb_lib.networks import create_network
 from i2sb_lib.operators import Separable
-from i2sb_lib.schedule import Schedule
+from i2sb_lib.schedule import Schedule, as_time, check_times
 from i2sb_lib.wiener import blind_wiener
 
 Prediction = Literal["precond", "eps", "x0"]
@@ -108,9 +107,11 @@ class Denoiser(nn.Module):
 
     net: the network F where config.network is "custom", any module called as net(planes, t) with planes
     (B, P, H, W) and t (B,) that gives (B, Q, H, W); P is `planes`, Q `outputs`, and H and W are multiples
-    of its attribute `stride`, where it has one. Raises ValueError for an unknown prediction, moments of no
-    possible pair, a network of one's own that is not given, and a guess that cannot be had: without
-    `cond_x1`, two at once, or Tikhonov's of a degradation that is not separable.
+    of its attribute `stride`, where it has one. Raises ValueError for an unknown prediction or process,
+    moments of no possible pair, other channels than 1, 3 or 4, a network of one's own that is not given, a
+    diffusion without `cond_x1` or with eps, ot_ode with a baseline, what `Schedule.symmetric`,
+    `create_network` and `create_degradation` refuse, and a guess that cannot be had: without `cond_x1`, two
+    at once, or Tikhonov's of a degradation that is not separable.
     """
 
     def __init__(self, config: ModelConfig, net: nn.Module | None = None) -> None:
@@ -141,9 +142,8 @@ class Denoiser(nn.Module):
         if not 0 <= config.tikhonov < math.inf:
             raise ValueError(f"expected a finite tikhonov of at least 0, got {config.tikhonov}")
         if config.tikhonov and not (config.cond_x1 and isinstance(self.operator, Separable)):
-            raise ValueError(
-                f"tikhonov needs cond_x1 and a separable blur, got {self.operator or config.degradation}"
-            )
+            got = self.operator or config.degradation
+            raise ValueError(f"tikhonov needs cond_x1 and a separable blur, got {got}")
         if (config.network == CUSTOM) != (net is not None):
             what = f"none, for network {CUSTOM}" if net is None else f"one, for network {config.network}"
             raise ValueError(f"expected net=…, a module in Python, with network {CUSTOM} alone, got {what}")
@@ -151,11 +151,9 @@ class Denoiser(nn.Module):
             got = f"cond_x1={config.cond_x1}, tikhonov={config.tikhonov}"
             raise ValueError(f"wiener needs cond_x1 and takes the place of tikhonov, got {got}")
         self.planes = config.channels * (1 + bool(config.cond_x1) + bool(config.tikhonov or config.wiener))
-        if not 0 <= config.dropout < 1:
-            raise ValueError(f"expected dropout from 0 to below 1, got {config.dropout}")
         self.outputs = config.channels + bool(config.wiener)
-        made = partial(create_network, config.network, self.planes, config.dropout, self.outputs)
-        self.net = made() if net is None else net
+        sizes = (self.planes, config.dropout, self.outputs)
+        self.net = create_network(config.network, *sizes) if net is None else net
 
     def __repr__(self) -> str:  # the layers are those of `net`
         c, count = self.config, sum(p.numel() for p in self.parameters())
@@ -178,26 +176,27 @@ class Denoiser(nn.Module):
 
     def guess(self, x1: Tensor) -> Tensor:
         """What the network sees beside x1: x1 itself, the Tikhonov inverse of the operator that the model
-        assumes, or `blind_wiener`'s guess.
+        assumes, or `blind_wiener`'s guess. x1: (B, C, H, W), as is the guess; ValueError for other input.
         """
+        one_shape(4, x1=x1)
         if self.config.wiener:
             return blind_wiener(x1)
         if not self.config.tikhonov:
             return x1
-        assert isinstance(self.operator, Separable)
-        return self.operator.inverse(x1, self.config.tikhonov)
+        return self.operator.inverse(x1, self.config.tikhonov)  # type: ignore[union-attr]
 
     def consistent(self, x0_hat: Tensor, x1: Tensor, lam: float) -> Tensor:
         """x0_hat + K (x1 - H x0_hat), K = H^T (H H^T + lam)^-1: the estimate moved towards what was seen.
 
         The best linear update where x0_hat's error is white with variance v and unrelated to x1's noise,
         whose variance is lam v: it knows H, so even a blind model is blind no more. (B, C, H, W) all;
-        ValueError where the degradation is not separable.   [Kalman 1960]
+        ValueError where they are not, where the degradation is not separable, and for a lam that is
+        negative or not finite.   [Kalman 1960]
         """
+        one_shape(4, x0_hat=x0_hat, x1=x1)
         if not isinstance(self.operator, Separable):
-            raise ValueError(
-                f"consistency needs a separable blur, got {self.operator or self.config.degradation}"
-            )
+            made = self.operator or self.config.degradation
+            raise ValueError(f"consistency needs a separable blur, got {made}")
         moves = []
         for x, y in zip(x0_hat.split(1, 1), x1.split(1, 1), strict=True):  # by planes, to save memory
             # the residual is finer than bfloat16; autocast leaves float64 alone
@@ -210,7 +209,7 @@ class Denoiser(nn.Module):
 
         precond with `cond_x1`: pixelwise x0 | g ~ N(rho g, v), and x_t given x0, x1 make
         1 / out^2 = 1 / v + a_t^2 / c_t^2, the posterior's precision; its mean is the skip. On the
-        bridge c_t^2 / a_t = sigma_t^2.
+        bridge c_t^2 / a_t = sigma_t^2, which is used with ot_ode, too.
         Without: the regression of x0 on x_t alone, out^2 its residual variance.
         """
         var, one, zero = self.bridge.schedule.var_fwd(t), torch.ones_like(t), torch.zeros_like(t)
@@ -231,16 +230,18 @@ class Denoiser(nn.Module):
         return Scalings(skip_t, -b * skip_t, skip_g, (var * skip_t).sqrt(), power.rsqrt(), m11**-0.5)
 
     def forward(self, xt: Tensor, t: Tensor, x1: Tensor | None = None, g: Tensor | None = None) -> Tensor:
-        """x0_hat, float32 (B, C, H, W), from xt of that shape, t (B,) and, with cond_x1, x1.
+        """x0_hat (B, C, H, W) from xt of that shape, t (B,) in [0, 1] and, with cond_x1, x1.
 
-        g: `guess(x1)`, where it is known already. torch.export takes this with any number of images, of
-        the height and width of the example, where the network does.
+        It is float32, or float64 where xt is. g: `guess(x1)`, where it is known already. ValueError for
+        tensors of other shapes, or not of floats. torch.export takes this with any number of images, of the
+        height and width of the example, where the network does.
         """
+        one_shape(4, xt=xt, **{k: v for k, v in (("x1", x1), ("g", g)) if v is not None})
         s = self.scalings(expand(t, xt))
         if not self.config.cond_x1:
             return s.skip_t * xt + s.out * self._raw([s.in_t * xt], t)
-        if x1 is None or x1.shape != xt.shape:
-            raise ValueError("this denoiser is conditioned on x1: expected x1 of xt's shape")
+        if x1 is None:
+            raise ValueError("this denoiser is conditioned on x1: expected x1 of xt's shape, got none")
         g = self.guess(x1) if g is None else g
         planes = [s.in_t * xt, s.in_1 * x1] + [s.in_1 * g] * bool(self.config.tikhonov or self.config.wiener)
         raw = self._raw(planes, t)
@@ -267,12 +268,16 @@ class Denoiser(nn.Module):
         floor: float = 0.0,
         g: Tensor | None = None,
     ) -> Tensor:
-        """Per-sample loss (B,): mean over pixels of |D(x_t, t) - x0|^2 / out(t)^2, t in (0, 1].
+        """Per-sample loss (B,): mean over pixels of |D(x_t, t) - x0|^2 / out(t)^2, t (B,) in (0, 1].
 
-        g: `guess(x1)`, where it is known already. floor: above 0, and with `cond_x1`, an image's own damage
-        d^2 = mean |x1 - x0|^2 + floor^2 takes the place of the variance v in out^2, so that a picture that is
-        nearly whole counts as much as another.
+        x0, x1, noise: (B, C, H, W). g: `guess(x1)`, where it is known already. floor: where it is above 0, an
+        image's own damage d^2 = mean |x1 - x0|^2 + floor^2 takes the place of the variance v in out^2, so
+        that a picture that is nearly whole counts as much as another. ValueError for a floor without
+        precond and `cond_x1`, whose out^2 alone has a v, for one below 0, and for other shapes and times.
         """
+        check_times(as_time(t), positive=True)
+        if floor and not (floor > 0 and self.config.cond_x1 and self.config.prediction == "precond"):
+            raise ValueError(f"expected a floor of 0, or above it with precond and cond_x1, got {floor}")
         xt = self.bridge.q_sample(t, x0, x1, noise)
         out = self.scalings(expand(t, x0)).out
         loss = ((self(xt, t, x1, g) - x0) / out).square().flatten(1).mean(1)

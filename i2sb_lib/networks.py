@@ -15,15 +15,19 @@ from torch import Tensor, nn
 def time_features(t: Tensor, dim: int, last: int = 0) -> Tensor:
     """Sines, then cosines, of 1000 t f_i at f_i = 10000^(-i / (dim / 2 - last)), i < dim / 2.
 
-    t: (B,); returns float32 (B, dim). last = 0: the lowest frequency lies one step above 1 / 10000;
-    last = 1: at it, as in DDPM [Ho et al. 2020] and the report's network.
+    t: (B,); dim: even, and above 2 last; returns float32 (B, dim). last = 0: the lowest frequency lies one
+    step above 1 / 10000; last = 1: at it, as in DDPM [Ho et al. 2020] and the report's network.
     """
     steps = torch.arange(dim // 2, device=t.device, dtype=torch.float32)
     angle = t.float()[:, None] * 1000.0 * torch.exp(steps * (-math.log(10000) / (dim // 2 - last)))
     return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 
-def _check_size(x: Tensor, stride: int) -> None:
+def _check(x: Tensor, t: Tensor, planes: int, stride: int) -> None:
+    shape, times = tuple(x.shape), tuple(getattr(t, "shape", ()))
+    good = x.is_floating_point() and len(shape) == 4 and shape[1] == planes
+    if not good or times not in (shape[:1], (1,)):
+        raise ValueError(f"expected floats x (B, {planes}, H, W), t (B,), got {x.dtype} {shape}, {times}")
     if x.shape[-1] % stride or x.shape[-2] % stride:
         raise ValueError(f"height and width must be multiples of {stride}, got {tuple(x.shape[-2:])}")
 
@@ -116,9 +120,9 @@ class UNet(nn.Module):
         nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        _check_size(x, self.stride)
+        _check(x, t, self.first.in_channels, self.stride)
         emb = self.embed(time_features(t, self.features).to(self.first.weight.dtype))
-        h, skips = self.first(x), []
+        h, skips = self.first(x.to(self.first.weight.dtype)), []
         for level, stage in enumerate(self.down):
             for res, attend in stage:  # type: ignore[attr-defined]
                 h = attend(res(h, emb))
@@ -154,7 +158,7 @@ class ConditionalNorm(nn.Module):
         self.shift, self.scale = nn.Conv2d(emb, channels, 1), nn.Conv2d(emb, channels, 1)
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        z, k = z[:, :, None, None], 1 - 1 / x[0, 0].numel()  # torch's variance is k times the unbiased
+        z, k = z[:, :, None, None], 1 - 1 / math.prod(x.shape[2:])  # torch's variance is k times the unbiased
         return F.instance_norm(x, eps=1e-5 * k) * k**0.5 * F.relu(self.scale(z)) + F.relu(self.shift(z))
 
 
@@ -174,7 +178,7 @@ class CUNet(nn.Module):
     def __init__(self, inp: int = 3, out: int = 3, base: int = 80, noise_channels: int = 128) -> None:
         super().__init__()
         b, z = base, noise_channels
-        self.noise_channels = z
+        self.noise_channels, self.planes = z, inp
         self.time = nn.Sequential(nn.Linear(z, z), nn.SiLU(), nn.Linear(z, z), nn.SiLU())
         self.first = _double(inp, b)
         widths = [b, 2 * b, 4 * b, 8 * b, 8 * b]
@@ -187,11 +191,11 @@ class CUNet(nn.Module):
         self.last = nn.Conv2d(b, out, 1)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        _check_size(x, self.stride)
-        if x[0, 0].numel() < 512:
+        _check(x, t, self.planes, self.stride)
+        if math.prod(x.shape[2:]) < 512:
             raise ValueError(f"cunet needs at least 512 pixels, got {tuple(x.shape[-2:])}")
         z = self.time(time_features(t, self.noise_channels, last=1).to(self.last.weight.dtype))
-        h, skips = self.first(x), []
+        h, skips = self.first(x.to(self.last.weight.dtype)), []
         for down in self.down:
             skips.append(h)
             h = down(F.max_pool2d(h, 2))
@@ -213,9 +217,15 @@ def create_network(name: str, planes: int = 3, dropout: float = 0.0, out: int = 
     """Build a raw network, (B, planes, H, W) and t (B,) to (B, out, H, W), by name.
 
     name: "cunet", "unet-tiny", "unet-small", "unet-medium" or "unet-full". out: channels of an image.
-    planes: as many for x_t alone, and as many more for each image it is conditioned on. Raises ValueError
-    for a name that is not known, and for dropout with "cunet", which has none.
+    planes: as many for x_t alone, and as many more for each image it is conditioned on. dropout: the
+    probability of dropping a feature, from 0 to below 1. Raises ValueError for a name that is not known, no
+    planes, and dropout with "cunet", which has none. So does the network for other planes than these, no
+    floating-point numbers (of any precision; the answer has the weights'), t of another shape, and sides
+    that are no multiples of its `stride`; "cunet" also for fewer than 512 pixels.
     """
+    if not (planes >= 1 and out >= 1 and 0 <= dropout < 1):
+        got = f"{planes=}, {out=}, {dropout=}"
+        raise ValueError(f"expected planes and out of at least 1, dropout from 0 to below 1, got {got}")
     if name == "cunet":
         if dropout:
             raise ValueError(f"cunet has no dropout, got dropout={dropout}")

@@ -129,7 +129,7 @@ class Separable(Degradation):
             return x.to(y)
 
         exported = torch.compiler.is_compiling()  # with any number of images
-        few = [z] if exported else z.split(max(1, PIXELS // z[0].numel()))
+        few = [z] if exported else z.split(max(1, PIXELS // (y.shape[-2] * y.shape[-1])))
         return torch.cat([inverted(x) for x in few]).reshape(y.shape)
 
     def weak(self, y: Tensor, low: float, high: float) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from i2sb_lib.bridge import Bridge, one_shape
+from i2sb_lib.bridge import Bridge, drawn_on, one_shape
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 Sampler = Literal["sde", "ode", "dbim"]
@@ -129,8 +129,7 @@ def sample(
         std = [0.0] * len(std)
 
     each = generator if isinstance(generator, Sequence) else [generator] * (generator is not None)
-    if not all(isinstance(g, torch.Generator) for g in each):
-        raise ValueError(f"expected generators of torch's, see `generators` for seeds, got {generator!r:.80}")
+    places = [drawn_on(g or 0, None) for g in each]  # type: ignore[arg-type]
     if isinstance(generator, Sequence) and len(generator) != len(x1):
         raise ValueError(f"expected {len(x1)} generators, one for each image, got {len(generator)}")
 
@@ -138,11 +137,11 @@ def sample(
         if isinstance(generator, Sequence):
             if not generator:
                 return torch.zeros_like(x1)
-            how: dict[str, Any] = {"device": generator[0].device, "dtype": torch.float32}
+            how: dict[str, Any] = {"device": places[0], "dtype": torch.float32}
             drawn = torch.stack([torch.randn(x1.shape[1:], generator=g, **how) for g in generator])
             return (drawn.pin_memory() if x1.is_cuda else drawn).to(x1, non_blocking=True)  # no wait
-        place = x1.device if generator is None else generator.device
-        return torch.randn(x1.shape, generator=generator, device=place, dtype=x1.dtype).to(x1.device)
+        how = {"device": places[0] if places else x1.device, "dtype": x1.dtype}
+        return torch.randn(x1.shape, generator=generator, **how).to(x1.device)
 
     xt, out = x1, Samples(x1, 0, times)
     _, mean, start = (float(c) for c in bridge.coefficients(times[:1]))

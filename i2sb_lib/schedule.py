@@ -29,7 +29,7 @@ def symmetric_betas(n: int, beta_max: float = 0.3, linear_start: float = 1e-4) -
     beta_max or a linear_start that is negative or not finite.
     """
     if not (n >= 2 and n % 2 == 0 and 0 <= beta_max < math.inf and 0 <= linear_start < math.inf):
-        got = f"n={n}, beta_max={beta_max}, linear_start={linear_start}"
+        got = f"{n=}, {beta_max=}, {linear_start=}"
         raise ValueError(f"symmetric_betas needs finite betas >= 0 and an even n of at least 2, got {got}")
     root = torch.linspace(linear_start**0.5, (beta_max / n) ** 0.5, int(n), dtype=torch.float64)
     half = root[: len(root) // 2] ** 2
@@ -97,10 +97,9 @@ class Schedule:
 def check_times(t: Tensor, positive: bool = False) -> Tensor:
     """Return t; ValueError unless in [0, 1], or (0, 1]. A GPU's times pass: to look would be to wait."""
     if t.is_cpu and t.numel() and not torch.compiler.is_compiling():
-        low, high = (float(v) for v in t.detach().aminmax())
-        if not 0 <= low <= high <= 1 or (positive and low == 0):
-            got = f"{low:.12g} to {high:.12g}"
-            raise ValueError(f"expected times in {'(' if positive else '['}0, 1], got {got}")
+        lo, hi = (float(v) for v in t.detach().aminmax())
+        if not 0 <= lo <= hi <= 1 or (positive and lo == 0):
+            raise ValueError(f"expected times in {'(' if positive else '['}0, 1], got {lo:.12g} to {hi:.12g}")
     return t
 
 
@@ -153,10 +152,8 @@ class TableSchedule(Schedule):
     def __init__(self, betas: Tensor) -> None:
         betas = torch.as_tensor(betas, dtype=torch.float64).cpu()
         if betas.ndim != 1 or not bool((betas >= 0).all() and 1e-18 <= betas.sum() <= 1e18):
-            raise ValueError(
-                "expected a 1-D table of non-negative betas with a sum from 1e-18 to 1e18, "
-                f"got shape {tuple(betas.shape)}"
-            )
+            wanted = "a 1-D table of non-negative betas with a sum from 1e-18 to 1e18"
+            raise ValueError(f"expected {wanted}, got shape {tuple(betas.shape)}")
         if min(betas[0], betas[-1]) <= 0:  # where sigma_t, or its counterpart, would be zero on an interval
             raise ValueError(f"expected betas above 0 at both ends, got {betas[0]:g} and {betas[-1]:g}")
         self.betas, zero = betas, betas.new_zeros(1)

@@ -24,6 +24,16 @@ Paths = Iterator[tuple[float, Tensor]]
 _f64 = partial(torch.as_tensor, dtype=torch.float64)
 
 
+def _density(p: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """p in float64; ValueError unless it is a density on a grid of that shape, up to its scale."""
+    if (p := _f64(p)).shape != shape:
+        raise ValueError(f"expected densities of shape {shape}, got {tuple(p.shape)}")
+    if not (p.min() >= 0 and 0 < p.sum() < math.inf):
+        got = f"{float(p.min()):g} as the least and {float(p.sum()):g} as the sum"
+        raise ValueError(f"expected densities of at least 0, not all 0 and finite, got {got}")
+    return p
+
+
 @lru_cache(maxsize=2)
 def _kernel(n: int, h: float, variance: float) -> tuple[Tensor, Tensor]:
     """log K and K, (n, n): exp(-(k h)^2 / 2 variance), scaled to sum to 1 over all integers k."""
@@ -70,7 +80,8 @@ class SchrodingerSystem:
     """Psi and Psi_hat between densities p_a (t = 0) and p_b (t = 1), by Sinkhorn in logarithms.
 
     axes: one or two rising uniform axes, with room to spare: what leaves the grid is lost.
-    p_a, p_b: (n,) or (n, m), non-negative; they are scaled to integrate to 1, as is Psi_hat(., 0).
+    p_a, p_b: (n,) or (n, m), non-negative, finite and not all 0; they are scaled to integrate to 1, as is
+    Psi_hat(., 0).
     mixing: so many earlier iterates are mixed into each one, which takes several times fewer of them where
     sigma_1 is small [D. G. Anderson 1965]; 0 is Sinkhorn's own iteration. One that is worse is taken back.
     errors: L1 error of Psi Psi_hat at t = 0 after each iteration; at t = 1 it is then exact.
@@ -92,15 +103,9 @@ class SchrodingerSystem:
             )
         self.spacing = [float(g.mean()) for g in gaps]
         cell = math.prod(self.spacing)
-        for p in (p_a, p_b):
-            if p.shape != shape:
-                raise ValueError(f"expected densities of shape {shape}, got {tuple(p.shape)}")
-            if not (p.min() >= 0 and 0 < p.sum() < math.inf):
-                got = f"{float(p.min()):g} as the least and {float(p.sum()):g} as the sum"
-                raise ValueError(f"expected densities of at least 0, not all 0 and finite, got {got}")
         if not (isinstance(mixing, int | Integral) and mixing >= 0):
             raise ValueError(f"expected mixing as a whole number of at least 0, got {mixing!r:.40}")
-        self.p_a, self.p_b = (_f64(p) / (_f64(p).sum() * cell) for p in (p_a, p_b))
+        self.p_a, self.p_b = (p / (p.sum() * cell) for p in (_density(p_a, shape), _density(p_b, shape)))
         log_psi0, kept = torch.zeros_like(self.p_a), list[tuple[Tensor, Tensor]]()
         while not (self.errors and self.errors[-1] <= tol):
             if len(self.errors) == 10_000:
@@ -133,14 +138,15 @@ class SchrodingerSystem:
         """beta grad log Psi of the forward SDE, or -beta grad log Psi_hat of the backward one.
 
         On the grid, (n, 1) or (n, m, 2), by central differences; given points x (N, d), at them:
-        multilinear between the nodes, continued linearly outside. nan where q(., t) is 0.
+        multilinear between the nodes, continued linearly outside. nan where q(., t) is 0. ValueError for
+        points of another shape.
         """
         log_f, sign = (self.log_Psi_hat(t), -1) if backward else (self.log_Psi(t), 1)
         field = torch.stack(torch.gradient(log_f, spacing=self.spacing, edge_order=2), -1)
         field *= sign * self.schedule.beta(_f64(t))
         if x is None:
             return field
-        if x.ndim != 2 or x.shape[1] != log_f.ndim:
+        if (x := _f64(x)).ndim != 2 or x.shape[1] != log_f.ndim:
             raise ValueError(f"expected points (N, {log_f.ndim}), got {tuple(x.shape)}")
         u = (x - torch.stack([a[0] for a in self.axes])) / _f64(self.spacing)
         i = u.floor().long().clamp(min=0).minimum(torch.tensor(log_f.shape) - 2)
@@ -151,21 +157,23 @@ class SchrodingerSystem:
     def sample(self, p: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
         """n >= 1 points (n, d) from the multilinear interpolant of p, a density on the whole grid.
 
-        Raises ValueError for another n, and for p of another shape.
+        Raises ValueError for another n, and for p of another shape, below 0, all 0 or not finite.
         """
-        if p.shape != self.p_a.shape or n < 1:
-            raise ValueError(f"expected n >= 1 and a density {(*self.p_a.shape,)}, got {n}, {(*p.shape,)}")
+        if n < 1:
+            raise ValueError(f"expected n >= 1 points, got {n}")
+        p = _density(p, (*self.p_a.shape,))
         x = torch.cartesian_prod(*self.axes).reshape(-1, p.ndim)
         x = x[torch.multinomial(p.flatten(), n, True, generator=generator)]
         u = torch.rand(2, n, p.ndim, generator=generator, dtype=torch.float64)
         return x + (u[0] - u[1]) * _f64(self.spacing)
 
     def simulate(self, x: Tensor, times: Tensor, generator: torch.Generator | None = None) -> Paths:
-        """Euler-Maruyama from x (N, d) at times[0]: yields (t, x_t) at every one of `times`.
+        """Euler-Maruyama from x (N, d) at times[0]: yields (t, x_t) at every one of `times`, float64.
 
-        Rising times follow the forward SDE, falling ones the backward; noise has exact variance.
+        Rising times follow the forward SDE, falling ones the backward; noise has exact variance. ValueError
+        for times outside [0, 1] and for points of another shape.
         """
-        times = _f64(times)
+        times, x = _f64(times), _f64(x)
         yield float(times[0]), x
         for s, t in pairwise(times.tolist()):
             noise = torch.randn(x.shape, generator=generator, dtype=torch.float64)

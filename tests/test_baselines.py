@@ -7,7 +7,7 @@ import torch
 
 from i2sb_lib.baselines import Wiener, richardson_lucy, tikhonov
 from i2sb_lib.data import load_images
-from i2sb_lib.degradations import GaussianBlur, create_degradation
+from i2sb_lib.degradations import JPEG, CentreMask, GaussianBlur, create_degradation
 from i2sb_lib.images import psnr, to_float
 
 F64 = torch.float64
@@ -118,6 +118,14 @@ def test_richardson_lucy_raises_the_likelihood_and_stays_at_a_solution():
         (lambda x: Wiener(BLUR, x, -1.0), r"noise > 0, got 2 and -1\.0"),
         (lambda x: Wiener(BLUR, x, float("nan")), "noise > 0, got 2 and nan"),
         (lambda x: Wiener(BLUR, x, 0.0), r"noise > 0, got 2 and 0\.0"),
+        (lambda x: Wiener(BLUR, x, float("nan")), "noise > 0, got 2 and nan"),
+        (lambda x: Wiener(BLUR, x, float("inf")), "noise > 0, got 2 and inf"),
+        (lambda x: tikhonov(x, JPEG()), r"tikhonov: expected a separable blur, got JPEG\(quality=10\)"),
+        (
+            lambda x: richardson_lucy(x, CentreMask()),
+            "richardson_lucy: expected a separable blur, got CentreMask",
+        ),
+        (lambda x: Wiener(None, x), "Wiener: expected a separable blur, got None"),
         (lambda x: Wiener(BLUR, x)(x[..., :8]), r"expected images \(3, 16, 16\), got \(3, 16, 8\)"),
     ],
 )

@@ -294,18 +294,18 @@ def test_times_of_a_batch_are_each_sample_s_own():
 
 def test_errors():
     bridge, x = I2SB["symmetric"], torch.zeros(4, 3, 2, 2)
-    with pytest.raises(ValueError, match=r"one shape, got \(4, 3, 2, 2\) and \(3, 2, 2\)"):
+    with pytest.raises(ValueError, match=r"one shape, .* got \(4, 3, 2, 2\) and \(3, 2, 2\)"):
         bridge.q_mean_var(0.5, x, x[0])
     with pytest.raises(ValueError, match=r"t of shape \(\) or \(4,\).*got \(3,\)"):
         bridge.q_sample(torch.rand(3), x, x)
     with pytest.raises(ValueError, match=r"got \(4, 1\)"):
         expand(torch.rand(4, 1), x)
     for call in (bridge.target, bridge.predict_x0):
-        with pytest.raises(ValueError, match=r"one shape, got \(4, 3, 2, 2\) and \(4, 1, 2, 2\)"):
+        with pytest.raises(ValueError, match=r"one shape, .* got \(4, 3, 2, 2\) and \(4, 1, 2, 2\)"):
             call(0.5, x, x[:, :1])
-    with pytest.raises(ValueError, match=r"x0 and noise as \(B, …\), of one shape"):
+    with pytest.raises(ValueError, match=r"x0 and noise of one shape"):
         bridge.q_sample(0.5, x, x, x[:1])
-    with pytest.raises(ValueError, match=r"x0 and xt as \(B, …\), of one shape"):
+    with pytest.raises(ValueError, match=r"x0 and xt of one shape"):
         bridge.p_mean_var(0.2, 0.5, x, x[:1])
 
 
@@ -370,10 +370,8 @@ def test_numbers_may_be_without_axes_of_their_own():
     one = torch.tensor(0.5)
     calls = (bridge.q_mean_var, bridge.q_sample, bridge.target, bridge.predict_x0)
     for call in calls:
-        with pytest.raises(ValueError, match=r"as \(B, …\), of one shape, got \(\) and \(\)"):
+        with pytest.raises(ValueError, match=r"of one shape, of 1 axes or more, got \(\) and \(\)"):
             call(0.5, one, one)
-    with pytest.raises(ValueError, match=r"got \(\) and \(\)"):
-        bridge.loss(lambda xt, t: xt, one, one)
     for call in (expand, bridge.std):
         with pytest.raises(ValueError, match="each a tensor of floating-point numbers, got ndarray"):
             call(0.5, np.zeros((2, 3)))
@@ -475,7 +473,7 @@ def test_algorithm_1_in_five_lines_finds_the_conditional_mean():
     best = (x0 * xt).mean() / xt.square().mean()  # of x0 on x_t
     found = bridge.denoiser(net)(torch.ones(1, 1), torch.tensor([0.5]))
     assert abs(float(found.detach()) - float(best)) < 0.01
-    with pytest.raises(ValueError, match=r"expected target and found as .*, of one shape"):
+    with pytest.raises(ValueError, match=r"expected target and found of one shape"):
         bridge.loss(lambda xt, t: xt[:, 0], x0, x1)
 
 

@@ -227,6 +227,8 @@ def test_the_configuration_reaches_the_schedule_the_network_and_the_name():
         ({"wiener": True, "tikhonov": 0.1}, "takes the place of tikhonov, got cond_x1=True, tikhonov=0.1"),
         ({"wiener": True, "cond_x1": False}, "wiener needs cond_x1 .* got cond_x1=False, tikhonov=0.0"),
         ({"network": "resnet"}, "expected a network among"),
+        ({"dropout": 1.0}, r"dropout from 0 to below 1, got planes=6, out=3, dropout=1\.0"),
+        ({"dropout": float("nan")}, "dropout=nan"),
         ({"process": "flow"}, r"process in \('bridge', 'regression', 'diffusion'\), got 'flow'"),
         ({"process": "diffusion", "cond_x1": False}, "a diffusion needs cond_x1"),
         ({"process": "diffusion", "prediction": "eps"}, "eps is the bridge's"),
@@ -239,9 +241,85 @@ def test_errors(options, message):
 
 def test_a_conditioned_denoiser_needs_x1():
     xt, t = torch.zeros(2, 3, 8, 8), torch.full((2,), 0.5)
-    for x1 in (None, torch.zeros(1, 3, 8, 8)):
-        with pytest.raises(ValueError, match=r"conditioned on x1: expected x1 of xt's shape"):
-            build()(xt, t, x1)
+    with pytest.raises(ValueError, match=r"conditioned on x1: expected x1 of xt's shape, got none"):
+        build()(xt, t)
+
+
+WRONG = {  # (one of two images, what is said of it)
+    "another shape": (
+        lambda x: x[:1],
+        r"of one shape, of . axes or more, got \(2, 3, 8, 8\) and .*\(1, 3, 8, 8\)",
+    ),
+    "bytes": (lambda x: x.byte(), r"each a tensor of floating-point numbers, got torch\.uint8"),
+    "an array": (lambda x: x.numpy(), "each a tensor of floating-point numbers, got ndarray"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize("options", [{}, {"tikhonov": 0.1}, {"wiener": True}])
+def test_images_that_do_not_fit_are_refused_in_one_sentence(options, change, message):
+    model, x, t = build(**options), torch.zeros(2, 3, 8, 8), torch.full((2,), 0.5)
+    calls = (
+        lambda: model(x, t, change(x)),
+        lambda: model(x, t, x, change(x)),
+        lambda: model.consistent(x, change(x), 1e-3),
+        lambda: model.loss(x, change(x), t, x),
+    )
+    for call in calls:
+        with pytest.raises(ValueError, match=message):
+            call()
+    for call in (model.guess, lambda one: model(one, t, one), lambda one: model.consistent(one, one, 1e-3)):
+        with pytest.raises(ValueError, match=r"of one shape, of 4 axes or more, got \(3, 8, 8\)"):
+            call(x[0])
+
+
+def test_planes_and_times_that_do_not_fit_are_refused_in_one_sentence():
+    model, x, t = build(), torch.zeros(2, 3, 8, 8), torch.full((2,), 0.5)
+    with pytest.raises(
+        ValueError, match=r"x \(B, 6, H, W\), t \(B,\), got torch.float32 \(2, 2, 8, 8\), \(2,\)"
+    ):
+        model(x[:, :1], t, x[:, :1])
+    for one in (0.5, torch.tensor(0.5)):
+        with pytest.raises(ValueError, match=r"t \(B,\), got torch.float32 \(2, 6, 8, 8\), \(\)"):
+            model(x, one, x)
+    for zero in (torch.zeros(2), 0.0):
+        with pytest.raises(ValueError, match=r"times in \(0, 1\], got 0 to 0"):
+            model.loss(x, x, zero, x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_images_of_every_precision_are_taken(dtype):
+    model, t = randomised(build()), torch.tensor([0.3, 0.9])
+    xt, x1 = torch.rand(2, 2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    found, wanted = model(xt.to(dtype), t, x1.to(dtype)), model(xt, t, x1)
+    assert found.dtype == torch.promote_types(dtype, torch.float32)
+    torch.testing.assert_close(found.float(), wanted, rtol=0, atol=1e-6 if dtype == torch.float64 else 0.05)
+
+
+def randomised(model):
+    """With a last layer that does not start at zero."""
+    torch.manual_seed(0)
+    for p in model.parameters():
+        p.data = torch.randn(p.shape) * 0.1
+    return model
+
+
+@pytest.mark.parametrize("options", [{"tikhonov": 0.1}, {"wiener": True}, {}])
+def test_no_images_have_a_guess_and_an_estimate(options):
+    model, none = build(**options), torch.zeros(0, 3, 16, 24)
+    assert model.guess(none).shape == model(none, torch.zeros(0), none).shape == none.shape
+    assert model.consistent(none, none, 1e-3).shape == none.shape
+
+
+@pytest.mark.parametrize("options", [{"prediction": "eps"}, {"prediction": "x0"}, {"cond_x1": False}, {}])
+def test_a_floor_is_for_a_loss_that_has_a_variance_of_its_own(options):
+    """With eps the weight 1 + out^2 (1 / d^2 - 1 / v) would fall below zero: away from the image."""
+    x, t, floor = torch.rand(2, 3, 8, 8) - 0.5, torch.tensor([0.4, 0.9]), 1.0
+    if not options:
+        assert bool((build().loss(x, 0.5 * x, t, x, floor) > 0).all())
+        floor = float("nan")
+    with pytest.raises(ValueError, match=f"above it with precond and cond_x1, got {floor}"):
+        build(**options).loss(x, 0.5 * x, t, x, floor)
 
 
 def test_consistent_is_the_best_linear_update_with_the_dense_operator():

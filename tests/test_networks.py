@@ -196,6 +196,31 @@ def test_errors(name, stride):
         create_network("unet")
     with pytest.raises(ValueError, match=r"cunet has no dropout, got dropout=0\.1"):
         create_network("cunet", dropout=0.1)
+    for wrong in ({"planes": 0}, {"planes": -1}, {"out": 0}, {"dropout": 1.0}, {"dropout": float("nan")}):
+        ((what, value),) = wrong.items()
+        with pytest.raises(ValueError, match=rf"planes and out of at least 1, dropout from .*{what}={value}"):
+            create_network(name, **wrong)
+
+
+@pytest.mark.parametrize("name", ["cunet", "unet-tiny", "unet-small"])
+def test_what_a_network_is_called_with(name):
+    net, x, t = create_network(name, 3), torch.rand(2, 3, 32, 48), torch.tensor([0.3, 0.7])
+    wrong = (
+        (x[:, :1], t),
+        (x[0], t),
+        (x.byte(), t),
+        (x, t[0]),
+        (x, 0.3),
+        (x, torch.rand(3)),
+        (x, t[:, None]),
+    )
+    for planes, times in wrong:
+        with pytest.raises(ValueError, match=r"expected floats x \(B, 3, H, W\), t \(B,\), got torch\."):
+            net(planes, times)
+    assert net(x[:0], t[:0]).shape == (0, 3, 32, 48)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x.double(), t.double()), net(x, t), rtol=0, atol=1e-6)
+        torch.testing.assert_close(net(x, t[:1])[0], net(x, t)[0], rtol=0, atol=1e-5)
 
 
 def test_cunet_needs_pixels_for_its_variance():

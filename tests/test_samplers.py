@@ -175,7 +175,7 @@ def test_samples_have_one_short_line():
 
 def test_an_answer_of_another_shape_is_not_broadcast():
     for wrong in (torch.zeros(3, 1), torch.zeros(1, 2), torch.zeros(())):
-        with pytest.raises(ValueError, match=r"x1 and x0_hat as \(B, …\), of one shape, got \(3, 2\) and \("):
+        with pytest.raises(ValueError, match=r"x1 and x0_hat of one shape, .* got \(3, 2\) and \("):
             sample(lambda xt, t, wrong=wrong: wrong, BRIDGE, torch.zeros(3, 2))
 
 
@@ -210,7 +210,7 @@ def test_no_graph_is_kept():
         ({"generator": [seeded(), seeded()]}, "expected 1 generators, one for each image, got 2"),
         ({"generator": 0}, "expected generators of torch's, see `generators` for seeds, got 0"),
         ({"generator": [None]}, "expected generators of torch's"),
-        ({"generator": [0]}, "expected generators of torch's, see `generators` for seeds, got .0."),
+        ({"generator": [0]}, "expected generators of torch's, see `generators` for seeds, got 0"),
         ({"times": torch.tensor([0.9, 0.0])}, r"from 1 down to 0, got \[0.89"),
         ({"times": torch.tensor([1.0, 0.1])}, "from 1 down to 0"),
         ({"times": torch.tensor([1.0])}, "from 1 down to 0"),
@@ -231,7 +231,7 @@ def test_errors(options, message):
             ValueError, match=f"expected x1, each a tensor of floating-point numbers, got {got}"
         ):
             sample(bend, BRIDGE, x1)
-    with pytest.raises(ValueError, match=r"expected x1 as \(B, …\), of one shape, got \(\)"):
+    with pytest.raises(ValueError, match=r"expected x1 of one shape, of 1 axes or more, got \(\)"):
         sample(bend, BRIDGE, torch.zeros(()))
     with pytest.raises(ValueError, match=r"for a diffusion take sde or dbim"):
         sample(bend, Bridge.diffusion(), torch.zeros(1, 2), sampler="ode")

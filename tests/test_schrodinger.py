@@ -315,12 +315,31 @@ def test_points_and_densities_of_another_grid_are_refused(system: SchrodingerSys
     for points in (torch.zeros(7), torch.zeros(7, 2)):
         with pytest.raises(ValueError, match=r"expected points \(N, 1\), got \(7"):
             system.drift(0.5, points)
-    with pytest.raises(ValueError, match=rf"n >= 1 and a density \({n},\), got 5, \(10,\)"):
+    with pytest.raises(ValueError, match=rf"densities of shape \({n},\), got \(10,\)"):
         system.sample(system.p_a[:10], 5)
-    with pytest.raises(ValueError, match=rf"got 0, \({n},\)"):
+    with pytest.raises(ValueError, match="n >= 1 points, got 0"):
         system.sample(system.p_a, 0)
+    for p in (0 * system.p_a, -system.p_a, math.nan * system.p_a, system.p_a / 0):
+        with pytest.raises(ValueError, match="densities of at least 0, not all 0 and finite, got"):
+            system.sample(p, 5)
     (_, first), (_, last) = system.simulate(torch.zeros(7, 1), [1.0, 0.9])  # type: ignore[arg-type]
     assert first.shape == last.shape
+    assert first.dtype == last.dtype == torch.float64
+
+
+def test_densities_and_points_may_be_arrays_of_any_precision(system: SchrodingerSystem) -> None:
+    x = torch.linspace(-1, 1, 5)[:, None]
+    for points in (x.double(), x.double().numpy(), x.tolist()):
+        assert torch.equal(system.drift(0.5, points), system.drift(0.5, x))  # type: ignore[arg-type]
+        path = [list(system.simulate(p, [0.0, 0.5], torch.Generator().manual_seed(0))) for p in (points, x)]  # type: ignore[arg-type]
+        assert all(torch.equal(a, b) for (_, a), (_, b) in zip(*path, strict=True))
+    for p in (system.p_a.numpy(), system.p_a.tolist()):
+        drawn = [system.sample(q, 5, torch.Generator().manual_seed(0)) for q in (p, system.p_a)]
+        assert torch.equal(*drawn)
+    p = torch.tensor([0.0, 1.0, 2.0, 1.0, 0.0])
+    found = [SchrodingerSystem(SCHEDULE, [line(5)], q, q).p_a for q in (p, p.tolist(), p.int())]  # type: ignore[arg-type]
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
 
 
 def test_the_density_is_the_marginals_at_both_ends_and_has_unit_mass(system: SchrodingerSystem) -> None:
