@@ -51,7 +51,8 @@ class TrainConfig(Design):
     lr: float = 5e-4  # largest learning rate
     warmup: int = 200  # steps of linear warm-up
     weight_decay: float = 0.01  # AdamW's
-    # above 0: an image's error counts in terms of its own damage and this many grey levels; 0: all alike
+    # above 0, with precond and cond_x1: an image's error counts in terms of its own damage and this many
+    # grey levels; 0: all alike
     damage_floor: float = 0.0
     clip: float = 1.0  # largest gradient norm
     # decay of the weight average that is evaluated and exported; shorter in the first steps

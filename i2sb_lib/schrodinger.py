@@ -45,13 +45,13 @@ def _kernel(n: int, h: float, variance: float) -> tuple[Tensor, Tensor]:
 
 
 def heat(log_f: Tensor, spacing: Sequence[float], variance: float) -> Tensor:
-    """log H(variance) f from log f on a grid, axis by axis: O(n^3) work for n x n nodes.
+    """log H(variance) f from log f on a grid, variance >= 0, axis by axis: O(n^3) work for n x n nodes.
 
     A sum of positive terms loses digits only where it underflows: there log-sum-exp takes over.
     Exact at variance 0, spectrally accurate from spacing^2 on, of second order in it between.
     """
     g = log_f.reshape(len(log_f), -1)
-    for h in spacing if variance > 0 else ():
+    for h in spacing if variance else ():
         log_k, k = _kernel(len(g), h, variance)
         top = g.amax(0).clamp(min=-1e300)
         total = k @ (g - top).exp()

@@ -43,6 +43,12 @@ def test_heat_is_the_dense_log_sum_exp_with_a_kernel_of_unit_mass(
     assert torch.allclose(heat(f, [float(x[1] - x[0])], variance), expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("variance", [-1.0, math.nan])
+def test_heat_does_not_run_backwards(variance: float) -> None:
+    with pytest.raises(ValueError, match=r"domain|nonnegative|NaN"):
+        heat(torch.zeros(5), [0.1], variance)
+
+
 def test_heat_survives_where_a_matrix_product_underflows() -> None:
     x = line(81)
     f = -500 * (x + 3) ** 2  # falls to -18,000: most of exp(f) is 0 in float64
