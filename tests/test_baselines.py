@@ -118,7 +118,6 @@ def test_richardson_lucy_raises_the_likelihood_and_stays_at_a_solution():
         (lambda x: Wiener(BLUR, x, -1.0), r"noise > 0, got 2 and -1\.0"),
         (lambda x: Wiener(BLUR, x, float("nan")), "noise > 0, got 2 and nan"),
         (lambda x: Wiener(BLUR, x, 0.0), r"noise > 0, got 2 and 0\.0"),
-        (lambda x: Wiener(BLUR, x, float("nan")), "noise > 0, got 2 and nan"),
         (lambda x: Wiener(BLUR, x, float("inf")), "noise > 0, got 2 and inf"),
         (lambda x: tikhonov(x, JPEG()), r"tikhonov: expected a separable blur, got JPEG\(quality=10\)"),
         (
