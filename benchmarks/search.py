@@ -10,6 +10,7 @@ are not looked at. Rows that are in the record already are skipped, so that the 
 import argparse
 import dataclasses
 import json
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,9 @@ from i2sb_lib.devices import device_name
 from i2sb_lib.evaluation import evaluate
 from i2sb_lib.files import atomic_write, git_commit
 from i2sb_lib.images import to_float
+from i2sb_lib.networks import UNet
 from i2sb_lib.samplers import sample
-from i2sb_lib.training import Trainer
+from i2sb_lib.training import CPU, Trainer, seeded
 
 BASE = {"network": "unet-tiny", "steps": 400, "batch_size": 16, "lr": 2e-3, "warmup": 40, "holdout": 128}
 SIGMA2 = 0.141069  # sigma_1^2 of the default schedule, beta_min 0.1 and beta_max 0.3
@@ -45,8 +47,10 @@ class Variant:
     roles: tuple[str, ...] = ("base", "input")  # of the Tikhonov guess g, where there is one
     start: float = 0.0  # the bridge starts from the Tikhonov inverse with this weight instead of x1
     of: str = ""  # no training: another row's weights,
-    average: str = "ema"  # and which: ema, short (decay 0.9) or none (the last)
+    average: str = "ema"  # and which: ema, short (decay 0.9), none (the last) or one of LENGTHS
     consistency: float = 0.0  # after each call x0_hat += K (x1 - H x0_hat), K the inverse with this weight
+    levels: str = ""  # times drawn by the loss so far: importance or fall, see `Levels`
+    net: dict[str, Any] = field(default_factory=dict)  # of a U-Net in place of the named one
 
 
 def scaled(sigma: float) -> dict[str, float]:
@@ -56,6 +60,15 @@ def scaled(sigma: float) -> dict[str, float]:
 TOLD: dict[str, Any] = {"tikhonov": 2e-4}
 BOTH = TOLD | scaled(1.0) | {"lr": 5e-3}
 LONG = {"told": TOLD, "told, both": BOTH, "told, both, sigma_1 = 2.0": BOTH | scaled(2.0)}
+LENGTHS = (0.05, 0.15, 0.25)  # sigma_rel of the averages rebuilt after a training; the EMA here is of 0.09
+LEVELS = {
+    "importance": "times as often as their loss is large, weighted back",
+    "fall": "times that learn most",
+}
+NETS = {
+    "deep": ("0.94 GFLOP an image: three blocks a level", (16, 32, 48), 3),
+    "wide": ("0.97 GFLOP an image: 1.5 times the channels", (24, 48, 72), 1),
+}
 VARIANTS = [
     Variant("base", "nothing: precond, cond_x1, blind"),
     Variant("short average", "EMA decay at most 0.9", of="base", average="short"),
@@ -94,14 +107,110 @@ VARIANTS = [
     Variant("told, both, batch 32", "batch, half the steps", BOTH | {"batch_size": 32, "steps": 200}),
     *[Variant(f"{name}, long", "1,600 steps", of | {"steps": 1600}) for name, of in LONG.items()],
 ]
+for end, how in (("", BOTH), (", long", BOTH | {"steps": 1600})):
+    VARIANTS += [Variant(f"told, both, {k}{end}", what, how, levels=k) for k, what in LEVELS.items()]
+    VARIANTS += [
+        Variant(f"told, both, {k}{end}", what, how, net={"channels": c, "blocks": b, "attention": ()})
+        for k, (what, c, b) in NETS.items()
+    ]
+    VARIANTS += [
+        Variant(
+            f"told, both, average {k}{end}", "rebuilt afterwards", how, of=f"told, both{end}", average=str(k)
+        )
+        for k in LENGTHS
+    ]
+
+
+class Levels:
+    """Times drawn by the loss so far, (0, 1] in equal parts that keep a running mean of it each.
+
+    importance: p ~ sqrt(E loss^2), the loss divided by p: the objective that it was, with less variance.
+    fall: p ~ 1 - E loss, where 1 is what the untrained network has: an objective of its own.
+    A tenth of the draws stays even.  [Nichol and Dhariwal 2021, sec. 3.3; Karras et al. 2022, sec. 5]
+    """
+
+    def __init__(self, kind: str, parts: int = 16, rate: float = 0.03) -> None:
+        self.kind, self.rate = kind, rate
+        self.mean, self.square = torch.ones(2, parts)
+
+    @property
+    def density(self) -> Tensor:
+        """Of t, on each part; its mean is 1."""
+        asked = self.square.sqrt() if self.kind == "importance" else (1 - self.mean).clamp(min=0)
+        return 0.1 + 0.9 * asked / asked.mean() if asked.any() else torch.ones_like(asked)
+
+    def part(self, t: Tensor) -> Tensor:
+        return (t * len(self.mean)).ceil().long().clamp(1, len(self.mean)) - 1
+
+    def draw(self, u: Tensor) -> Tensor:
+        """The times whose distribution function is u in (0, 1]."""
+        p = self.density
+        ends = p.cumsum(0) / p.sum()
+        k = torch.searchsorted(ends, u).clamp(max=len(p) - 1)
+        return ((k + 1 - (ends[k] - u) * len(p) / p[k]) / len(p)).clamp(torch.finfo(u.dtype).tiny, 1)
+
+    def weigh(self, loss: Tensor, t: Tensor) -> Tensor:
+        """The loss at t as it is to be descended; the running means follow it."""
+        k, p = self.part(t), self.density
+        for i, v in zip(k.tolist(), loss.detach().float(), strict=True):
+            self.mean[i].lerp_(v, self.rate)
+            self.square[i].lerp_(v.square(), self.rate)
+        return loss / p[k] if self.kind == "importance" else loss
+
+
+class Averages:
+    """Averages of the weights with the profile t^gamma of two lengths, and from their snapshots any other.
+
+    A length is sigma_rel, the profile's standard deviation as a share of the training.
+    [Karras et al. 2024, "Analyzing and improving the training dynamics of diffusion models", sec. 3]
+    """
+
+    def __init__(self, weights: list[Tensor], lengths: tuple[float, ...] = (0.05, 0.1)) -> None:
+        self.tracks = [(self.gamma(s), [w.detach().double() for w in weights]) for s in lengths]
+        self.step, self.kept = 0, list[tuple[float, int, list[Tensor]]]()
+
+    @staticmethod
+    def gamma(length: float) -> float:
+        """(gamma + 1) / (gamma + 2)^2 / (gamma + 3) = length^2."""
+        low, high = 0.0, 1e6
+        for _ in range(200):
+            middle = (low + high) / 2
+            wide = (middle + 1) / (middle + 2) ** 2 / (middle + 3) > length**2
+            low, high = (middle, high) if wide else (low, middle)
+        return low
+
+    @torch.no_grad()
+    def follow(self, weights: list[Tensor], keep: bool) -> None:
+        self.step += 1
+        for gamma, mean in self.tracks:
+            torch._foreach_lerp_(mean, [w.double() for w in weights], 1 - (1 - 1 / self.step) ** (gamma + 1))
+            if keep:
+                self.kept.append((gamma, self.step, [m.clone() for m in mean]))
+
+    def rebuilt(self, length: float) -> list[Tensor]:
+        """The average of that length at the last step: the nearest sum of snapshots, profile by profile."""
+
+        def inner(a: tuple[float, int], b: tuple[float, int]) -> float:
+            (g, s), (h, t) = a, b
+            low = min(s, t)
+            return (g + 1) * (h + 1) / (g + h + 1) * (low / s) ** g * (low / t) ** h * low / (s * t)
+
+        ours, wanted = [(g, t) for g, t, _ in self.kept], (self.gamma(length), self.step)
+        gram = torch.tensor([[inner(a, b) for b in ours] for a in ours], dtype=torch.float64)
+        side = torch.tensor([inner(a, wanted) for a in ours], dtype=torch.float64)
+        share = torch.linalg.lstsq(gram, side[:, None], driver="gelsd").solution.flatten()
+        parts = zip(*(weights for *_, weights in self.kept), strict=True)
+        return [sum(x * w for x, w in zip(share, part, strict=True)) for part in parts]
 
 
 class Model(Denoiser):
     """A denoiser with the losses and the forms of operator-awareness that the search compares."""
 
-    def __init__(self, config: ModelConfig, weight: str = "unit", roles: tuple = ("base", "input")) -> None:
-        super().__init__(config if "input" in roles else dataclasses.replace(config, tikhonov=0.0))
-        self.config, self.weight, self.roles = config, weight, roles
+    def __init__(self, config: ModelConfig, variant: Variant, net: UNet | None = None) -> None:
+        roles = variant.roles
+        super().__init__(config if "input" in roles else dataclasses.replace(config, tikhonov=0.0), net)
+        self.config, self.weight, self.roles = config, variant.weight, roles
+        self.levels = Levels(variant.levels) if variant.levels else None
 
     def forward(self, xt: Tensor, t: Tensor, x1: Tensor | None = None, g: Tensor | None = None) -> Tensor:
         if not self.config.tikhonov or self.roles == ("base", "input"):
@@ -113,6 +222,7 @@ class Model(Denoiser):
 
     def loss(self, x0: Tensor, x1: Tensor, t: Tensor, noise: Tensor, *more: Any) -> Tensor:
         unit, var = super().loss(x0, x1, t, noise), self.scalings(t).out.square()
+        unit = self.levels.weigh(unit, t) if self.levels else unit
         return unit * {"unit": 1, "uniform": var, "sigma": var / self.bridge.schedule.var_fwd(t)}[self.weight]
 
 
@@ -131,7 +241,9 @@ class Run(Trainer):
 
     def __init__(self, config: TrainConfig, variant: Variant) -> None:
         self.variant = variant
-        super().__init__(config)
+        with seeded(config.seed, CPU):
+            net = UNet(9, 3, **variant.net) if variant.net else None  # x_t, x1 and g
+        super().__init__(config, net=net)
 
     def pairs(self, x0: Tensor) -> tuple[Tensor, Tensor]:
         return x0, self.degrade(x0, torch.Generator(x0.device).manual_seed(0))
@@ -147,18 +259,27 @@ class Run(Trainer):
             x0, x1 = self.pairs(to_float(images[self.batches.places[:512]]))
             m00, m11, m01 = (round(float((a * b).mean()), 4) for a, b in ((x0, x0), (x1, x1), (x0, x1)))
             config = dataclasses.replace(config, moments=(m00, m11, m01))
-        return Model(config, v.weight, v.roles)
+        return Model(config, v, self.net)
+
+    def batch(self) -> tuple[Tensor, ...]:
+        x0, x1, t, *more = super().batch()
+        return x0, x1, self.model.levels.draw(t) if self.model.levels else t, *more
 
     def learn(self) -> dict[str, dict[str, Tensor]]:
         """Train to the end; the weights by kind of average."""
         short = {k: p.detach().clone() for k, p in self.model.named_parameters()}
+        fast = list(self.model.parameters())
+        averages, started = Averages(fast), time.perf_counter()
         while self.step < self.config.steps:
             self.optimise()
             with torch.no_grad():
-                fast = list(self.model.parameters())
                 torch._foreach_lerp_(list(short.values()), fast, 1 - min(0.9, self.step / (9 + self.step)))
+            averages.follow(fast, self.step % max(1, self.config.steps // 16) == 0)
+        self.seconds = time.perf_counter() - started
         last = self.model.state_dict()
-        return {"ema": self.ema.state_dict(), "none": last, "short": last | short}
+        kinds = {"ema": self.ema.state_dict(), "none": last, "short": last | short}
+        rebuilt = {str(k): [w.float() for w in averages.rebuilt(k)] for k in LENGTHS}
+        return kinds | {k: last | dict(zip(short, w, strict=True)) for k, w in rebuilt.items()}
 
     @torch.no_grad()
     def restore(self) -> dict[str, dict[str, float]]:
@@ -215,7 +336,7 @@ def main() -> None:
         place = {"data": args.data, "out": str(args.work / variant.name), "progress": False}
         run = Run(TrainConfig(**BASE | place | variant.changes), variant)
         weights = args.work / f"{variant.of or variant.name}.pt"
-        if not variant.of:
+        if not variant.of or not weights.exists():
             kinds = run.learn()
             atomic_write(weights, lambda path, kinds=kinds: torch.save(kinds, path))
         run.ema.load_state_dict(torch.load(weights, map_location=run.device)[variant.average])
@@ -225,6 +346,8 @@ def main() -> None:
         rows.append(row(variant.name, variant.changed, config, run.restore()))
         rows[-1]["parameters"] = sum(p.numel() for p in run.model.parameters())
         rows[-1] |= {"git_commit": git_commit(), "device": device_name(run.device)}
+        if run.seconds:
+            rows[-1]["images_per_second"] = round(run.step * run.config.batch_size / run.seconds, 1)
         images = {"images": len(run.batches.images), "fingerprint": run.fingerprint}
         record = {
             "data": {"source": source, **images},

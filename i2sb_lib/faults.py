@@ -53,8 +53,8 @@ def told(x: Any) -> str:
 
 
 def floats(x: torch.Tensor, what: str, n: int = 0) -> torch.Tensor:
-    """Return x; ValueError, expected `what`, unless it is a float tensor; not empty where it needs n axes."""
-    if not (isinstance(x, torch.Tensor) and x.is_floating_point() and x.ndim >= n and x.numel() >= min(n, 1)):
+    """Return x; ValueError, expected `what`, unless it is a float tensor of n axes or more."""
+    if not (isinstance(x, torch.Tensor) and x.is_floating_point() and x.ndim >= n):
         raise ValueError(f"expected {what}, got {told(x)}")
     return x
 

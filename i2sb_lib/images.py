@@ -66,9 +66,10 @@ def quantise(x: Tensor) -> Tensor:
 def psnr(x: Tensor, y: Tensor) -> Tensor:
     """Per-image peak signal-to-noise ratio (B,) in dB: 10 log10(2^2 / mean |x - y|^2), inf of equal ones.
 
-    The peak is 2, the width of [-1, 1]. ValueError unless both are float tensors of one shape (B, ...).
+    The peak is 2, as [-1, 1] is wide. ValueError unless both are float tensors (B, ...), or one (1, ...).
     """
-    if floats(x, "float images", 1).shape != floats(y, "float images", 1).shape:
+    one = floats(x, "float images", 1).shape[1:] == floats(y, "float images", 1).shape[1:]
+    if not one or len({1, len(x), len(y)}) > 2:
         raise ValueError(f"expected float images of one shape, got {told(x)} and {told(y)}")
     error = (x - y).to(torch.promote_types((x - y).dtype, torch.float32))
     return -10 * torch.log10(error.square().flatten(1).mean(1) / 4)
@@ -159,8 +160,7 @@ def to_rgb(image: Image.Image, alpha: bool = False) -> Image.Image:
 
 def _clear(image: Any) -> None:
     """Give a PNG of 16 bits a colour its opacity in place: Pillow keeps and compares high bytes alone."""
-    place = image.fp.tell()
-    low = Image.open(image.fp, formats=["PNG"])
+    place, low = image.fp.tell(), Image.open(image.fp, formats=["PNG"])
     low.tile = [part._replace(args="RGB;16L") for part in low.tile]  # the other byte of each
     pixels = np.asarray(low).astype(np.uint16)
     image.fp.seek(place)

@@ -487,20 +487,70 @@ def test_every_row_of_the_search_has_the_same_photographs_set_aside(tmp_path, mo
     monkeypatch.setattr(module, "BASE", module.BASE | {"steps": 1, "batch_size": 2, "holdout": 4})
     few = [module.Variant(f"seed {k}", "the seed", {"seed": k}) for k in (0, 1)]
     few.append(module.Variant("g as input", "base x1", {"tikhonov": 2e-4}, roles=("input",)))
+    told = {"tikhonov": 2e-4}
+    deep = {"channels": (8, 8), "blocks": 3, "attention": ()}
+    few += [
+        module.Variant("fall", "times", told, levels="fall"),
+        module.Variant("deep", "net", told, net=deep),
+    ]
+    few.append(module.Variant("average", "rebuilt", told, of="gone", average="0.25"))
     monkeypatch.setattr(module, "measures", lambda x, x0: {"psnr": float((x - x0).square().mean())})
     seen, learn = [], module.Run.learn
     monkeypatch.setattr(module.Run, "learn", lambda run: seen.append(run) or learn(run))
     monkeypatch.setattr(sys, "argv", ["search.py", "--out", str(tmp_path), "--work", str(tmp_path / "work")])
-    for count in (1, 3):  # it goes on where it ended
+    for count in (1, 6):  # it goes on where it ended
         monkeypatch.setattr(module, "VARIANTS", few[:count])
         module.main()
     record = json.loads((tmp_path / "metrics.json").read_text())
-    assert [r["name"] for r in record["results"]][-3:] == [v.name for v in few]
+    assert [r["name"] for r in record["results"]][-6:] == [v.name for v in few]
+    assert record["results"][-2]["config"]["variant"]["net"]["channels"] == [8, 8]
     assert record["data"]["images"] == len(load_images("embedded", "train", 64))
     for run in seen:
         assert torch.equal(run.held, seen[0].held)
         taken = run.batches.images[run.batches.places]
         assert not (taken[:, None] == run.held).flatten(2).all(2).any()
+
+
+def test_an_average_rebuilt_from_snapshots_is_the_one_that_was_followed():
+    module = script("search")
+    steps, lengths, draw = 400, (0.07, *module.LENGTHS), torch.Generator().manual_seed(0)
+    rebuilt, followed = module.Averages([torch.zeros(200)]), module.Averages([torch.zeros(200)], lengths)
+    walk = torch.zeros(200, dtype=torch.float64)
+    path = []
+    for step in range(1, steps + 1):
+        walk = walk + (1 - step / steps) * torch.randn(200, generator=draw)
+        path.append(walk)
+        rebuilt.follow([walk], step % 25 == 0)
+        followed.follow([walk], False)
+    at = torch.arange(1, steps + 1, dtype=torch.float64)
+    for length, (gamma, (mean,)) in zip(lengths, followed.tracks, strict=True):
+        profile = (at / steps) ** (gamma + 1) - ((at - 1) / steps) ** (gamma + 1)
+        middle = ((at - 0.5) / steps * profile).sum()
+        assert ((at - 0.5) / steps - middle).square().mul(profile).sum().sqrt() == pytest.approx(length, 1e-2)
+        plain = (profile[:, None] * torch.stack(path)).sum(0)
+        assert (mean - plain).norm() < 0.05 * (plain - walk).norm()
+        gap = (rebuilt.rebuilt(length)[0] - mean).norm() / (mean - walk).norm()
+        assert gap < 0.06
+
+
+def test_times_are_drawn_as_the_loss_asks_and_importance_keeps_the_objective():
+    module = script("search")
+    u = (torch.arange(40_000) + 0.5) / 40_000
+    for kind in ("importance", "fall"):
+        levels = module.Levels(kind, rate=0.2)
+        t = levels.draw(u)
+        assert (t - u).abs().max() < 1e-5  # nothing is known yet: even, but for rounding
+        for _ in range(30):
+            levels.weigh(0.2 + 0.6 * (levels.part(u[::500]) / 15), u[::500])
+        t, p = levels.draw(u), levels.density
+        assert float(t.min()) > 0
+        assert float(t.max()) <= 1
+        assert p.mean() == pytest.approx(1, abs=1e-5)
+        assert (torch.bincount(levels.part(t), minlength=16) / 2500 - p).abs().max() < 0.01
+        assert (p.argmax() == 15) == (kind == "importance")  # where the loss is large, or has fallen
+        assert p.min() >= 0.1
+        said = levels.weigh(t.square(), t)
+        assert (said.mean() == pytest.approx(1 / 3, abs=5e-3)) == (kind == "importance")
 
 
 def robust(tmp_path, name, **changes):

@@ -703,7 +703,8 @@ def test_a_psnr_is_of_two_float_images_of_one_shape():
     want = 10 * np.log10(4 / ((x - x.flip(0)).double() ** 2).mean((1, 2, 3)))
     torch.testing.assert_close(psnr(x, x.flip(0)).double(), want, rtol=1e-6, atol=0)
     assert psnr(x, x).tolist() == [float("inf")] * 2
-    for a, b in ((x, x[:1]), (x, x[:, :1]), (x, to_uint8(x)), (x.numpy(), x), (x[:0], x[:0])):
+    assert torch.equal(psnr(x, x[:1]), psnr(x, x[:1].expand(2, 3, 6, 5)))
+    for a, b in ((x, x[[0, 0, 0]]), (x, x[:, :1]), (x, to_uint8(x)), (x.numpy(), x)):
         with pytest.raises(ValueError, match=r"^expected float images( of one shape)?, got "):
             psnr(a, b)
 
