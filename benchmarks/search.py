@@ -60,6 +60,10 @@ def scaled(sigma: float) -> dict[str, float]:
 TOLD: dict[str, Any] = {"tikhonov": 2e-4}
 BOTH = TOLD | scaled(1.0) | {"lr": 5e-3}
 LONG = {"told": TOLD, "told, both": BOTH, "told, both, sigma_1 = 2.0": BOTH | scaled(2.0)}
+LONG |= {"told, both, seed 1": BOTH | {"seed": 1}, "told, both, seed 2": BOTH | {"seed": 2}}
+LONG |= {"told, sigma_1 = 1.0": TOLD | scaled(1.0), "told, lr 5e-3": TOLD | {"lr": 5e-3}}
+LONG |= {"told, both, sigma_1 = 4.0": BOTH | scaled(4.0)}
+SIZES = ("unet-small", "unet-medium")
 LENGTHS = (0.05, 0.15, 0.25)  # sigma_rel of the averages rebuilt after a training; the EMA here is of 0.09
 LEVELS = {
     "importance": "times as often as their loss is large, weighted back",
@@ -107,7 +111,12 @@ VARIANTS = [
     Variant("told, both, batch 32", "batch, half the steps", BOTH | {"batch_size": 32, "steps": 200}),
     *[Variant(f"{name}, long", "1,600 steps", of | {"steps": 1600}) for name, of in LONG.items()],
 ]
+VARIANTS += [
+    Variant(f"told, both, batch {b}, long", "batch, 25,600 images", BOTH | {"batch_size": b, "steps": n})
+    for b, n in ((8, 3200), (32, 800))
+]
 for end, how in (("", BOTH), (", long", BOTH | {"steps": 1600})):
+    VARIANTS += [Variant(f"told, both, {n}{end}", "network", how | {"network": n}) for n in SIZES]
     VARIANTS += [Variant(f"told, both, {k}{end}", what, how, levels=k) for k, what in LEVELS.items()]
     VARIANTS += [
         Variant(f"told, both, {k}{end}", what, how, net={"channels": c, "blocks": b, "attention": ()})
@@ -165,7 +174,7 @@ class Averages:
     [Karras et al. 2024, "Analyzing and improving the training dynamics of diffusion models", sec. 3]
     """
 
-    def __init__(self, weights: list[Tensor], lengths: tuple[float, ...] = (0.05, 0.1)) -> None:
+    def __init__(self, weights: list[Tensor], lengths: tuple[float, ...] = (0.05, 0.25)) -> None:
         self.tracks = [(self.gamma(s), [w.detach().double() for w in weights]) for s in lengths]
         self.step, self.kept = 0, list[tuple[float, int, list[Tensor]]]()
 
@@ -188,7 +197,9 @@ class Averages:
                 self.kept.append((gamma, self.step, [m.clone() for m in mean]))
 
     def rebuilt(self, length: float) -> list[Tensor]:
-        """The average of that length at the last step: the nearest sum of snapshots, profile by profile."""
+        """The average of that length at the last step: of the sums of snapshots by shares that add up to 1
+        the one whose profile is nearest.
+        """
 
         def inner(a: tuple[float, int], b: tuple[float, int]) -> float:
             (g, s), (h, t) = a, b
@@ -196,9 +207,12 @@ class Averages:
             return (g + 1) * (h + 1) / (g + h + 1) * (low / s) ** g * (low / t) ** h * low / (s * t)
 
         ours, wanted = [(g, t) for g, t, _ in self.kept], (self.gamma(length), self.step)
-        gram = torch.tensor([[inner(a, b) for b in ours] for a in ours], dtype=torch.float64)
-        side = torch.tensor([inner(a, wanted) for a in ours], dtype=torch.float64)
-        share = torch.linalg.lstsq(gram, side[:, None], driver="gelsd").solution.flatten()
+        n = len(ours)
+        gram = torch.ones(n + 1, n + 1, dtype=torch.float64)  # the last row holds the sum at 1
+        gram[:n, :n] = torch.tensor([[inner(a, b) for b in ours] for a in ours])
+        gram[n, n] = 0
+        side = torch.tensor([*(inner(a, wanted) for a in ours), 1], dtype=torch.float64)
+        share = torch.linalg.lstsq(gram, side[:, None], driver="gelsd").solution.flatten()[:n]
         parts = zip(*(weights for *_, weights in self.kept), strict=True)
         return [sum(x * w for x, w in zip(share, part, strict=True)) for part in parts]
 

@@ -51,13 +51,16 @@ def partials(folder: Path) -> list[Path]:
 
 
 def git_commit(root: Path = Path(__file__).parents[1]) -> str | None:
-    """The commit of the checkout that this code is in; None where it is installed or copied elsewhere."""
+    """The commit of the checkout that this code is in, and -dirty where a file of it was changed since.
+
+    None where the code is installed or copied elsewhere.
+    """
     project = root / "pyproject.toml"
     if not ((root / ".git").exists() and project.exists() and b'name = "i2sb-lib"' in project.read_bytes()):
         return None
-    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     # GIT_...: of a hook of another repository
-    here = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
+    here = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")} | {"GIT_OPTIONAL_LOCKS": "0"}
     try:
         return subprocess.run(command, capture_output=True, check=True, env=here).stdout.decode().strip()
     except (OSError, subprocess.CalledProcessError):

@@ -165,6 +165,8 @@ def test_the_commit_is_of_this_project_s_own_repository_or_none(tmp_path, monkey
     assert git_commit(own) == ours
     assert git_commit(other) is None
     assert git_commit(other / "venv" / "site-packages") is None
+    (own / "i2sb_lib" / "files.py").write_text("# changed\n")
+    assert git_commit(own) == f"{ours}-dirty"
     monkeypatch.setenv("PATH", str(tmp_path))
     assert git_commit(own) is None  # without git
     assert git_commit.__defaults__ == (Path(files.__file__).parents[1],)
