@@ -6,7 +6,8 @@ covariances. Both are stated for the restorations of a walk, and for images betw
     half           x0 + (x0_hat - x0) / 2
     low, high      x0 with the error of its low spatial frequencies alone, or of its high ones: of the
                    cosine transform's components those with k^2 + l^2 at most --cut^2, or the others
-    JPEG q         x0, saved at quality q: how far a loss that nobody sees is, on this scale
+    JPEG q         x0, saved at quality q: how far a loss that nobody sees is, on this scale; the training
+                   photographs were saved at 95
     other people   the first half of the originals against the second: what so few images cost by themselves
 
 With the energy of error and restoration over that of x0, by eighths of the spatial frequencies.
@@ -35,7 +36,7 @@ from i2sb_lib.evaluation import evaluate
 from i2sb_lib.files import atomic_write, git_commit
 from i2sb_lib.images import quantise, to_float, to_uint8
 
-WALKS = ["celeba64-deblur:sde:1", "celeba64-deblur:dbim:5:2"]
+WALKS = ["celeba64-deblur:sde:1", "celeba64-deblur:dbim:5:2", "celeba64-deblur-long:dbim:5:2:1e-2"]
 BANDS = 8
 
 
@@ -79,9 +80,9 @@ def frechet(x: Tensor, y: Tensor) -> dict[str, float]:
 
 
 def walk(row: str, x1: Tensor) -> Tensor:
-    """x0_hat of MODEL:SAMPLER:NFE[:POWER], as the ladder makes it."""
-    name, sampler, nfe, *power = row.split(":")
-    how = {"power": float(power[0])} if power else {}
+    """x0_hat of MODEL:SAMPLER:NFE[:POWER[:CONSISTENCY]], as the ladder makes it."""
+    name, sampler, nfe, *more = row.split(":")
+    how = {"power": 1.0, "consistency": 0.0} | dict(zip(("power", "consistency"), map(float, more)))  # noqa: B905
     return load_pretrained(name).restore(x1, int(nfe), sampler, progress=True, **how)  # type: ignore[arg-type]
 
 
