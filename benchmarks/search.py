@@ -115,8 +115,10 @@ VARIANTS += [
     Variant(f"told, both, batch {b}, long", "batch, 25,600 images", BOTH | {"batch_size": b, "steps": n})
     for b, n in ((8, 3200), (32, 800))
 ]
+VARIANTS += [Variant("told, both, unet-small", "network", BOTH | {"network": "unet-small"})]
 for end, how in (("", BOTH), (", long", BOTH | {"steps": 1600})):
-    VARIANTS += [Variant(f"told, both, {n}{end}", "network", how | {"network": n}) for n in SIZES]
+    slow = how | {"lr": 2e-3}  # at which larger networks learn
+    VARIANTS += [Variant(f"told, sigma_1 = 1.0, {n}{end}", "network", slow | {"network": n}) for n in SIZES]
     VARIANTS += [Variant(f"told, both, {k}{end}", what, how, levels=k) for k, what in LEVELS.items()]
     VARIANTS += [
         Variant(f"told, both, {k}{end}", what, how, net={"channels": c, "blocks": b, "attention": ()})
