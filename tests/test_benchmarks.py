@@ -482,6 +482,33 @@ def test_walks_are_advised_on_what_was_set_aside(tmp_path, monkeypatch):
     assert record["results"][1]["psnr"]["value"] == pytest.approx(again, abs=1e-3)
 
 
+def test_gains_are_of_photographs_that_all_or_none_of_the_trainings_saw(tmp_path, monkeypatch):
+    module = script("overfitting")
+    long, blind = (load_pretrained(f"celeba64-deblur-{name}") for name in ("long", "blind-long"))
+    order = [torch.randperm(300, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+    aside = [set(o[:64].tolist()) for o in order]
+    trained, left = module.seen([long], 300)
+    assert set(left.tolist()) == aside[0]
+    assert set(trained.tolist()) == set(range(300)) - aside[0]
+    trained, left = module.seen([long, blind], 300)  # the second training of the blind one has seed 1
+    assert set(left.tolist()) == aside[0] & aside[1]
+    assert set(trained.tolist()) == set(range(300)) - (aside[0] | aside[1])
+    monkeypatch.setattr(module, "METRICS", ["psnr"])
+    command = ["overfitting.py", "--limit", "2", "--pairs", "celeba64-deblur-student=celeba64-deblur"]
+    monkeypatch.setattr(sys, "argv", [*command, "--out", str(tmp_path)])
+    module.main()
+    rows = json.loads((tmp_path / "metrics.json").read_text())["results"]
+    assert [r["set"] for r in rows] == ["trained", "set aside", "test"]
+    x0 = to_float(load_images("embedded", "test", 64)[:2])
+    x1 = quantise(create_degradation("blur-gauss", quantise=True)(x0)).float()
+    one = [
+        load_pretrained(m).restore(x1, 1, consistency=0.0, seed=0)
+        for m in ("celeba64-deblur-student", "celeba64-deblur")
+    ]
+    a, b = (evaluate(x, x0, ["psnr"])["psnr"].value for x in one)
+    assert rows[2]["one call"]["psnr"]["gain"] == pytest.approx(b - a, abs=1e-4)
+
+
 def test_every_row_of_the_search_has_the_same_photographs_set_aside(tmp_path, monkeypatch):
     module = script("search")
     monkeypatch.setattr(module, "BASE", module.BASE | {"steps": 1, "batch_size": 2, "holdout": 4})
