@@ -352,10 +352,11 @@ def main() -> None:
         place = {"data": args.data, "out": str(args.work / variant.name), "progress": False}
         run = Run(TrainConfig(**BASE | place | variant.changes), variant)
         weights = args.work / f"{variant.of or variant.name}.pt"
-        if not variant.of or not weights.exists():
+        kinds = torch.load(weights, map_location=run.device) if variant.of and weights.exists() else {}
+        if variant.average not in kinds:
             kinds = run.learn()
             atomic_write(weights, lambda path, kinds=kinds: torch.save(kinds, path))
-        run.ema.load_state_dict(torch.load(weights, map_location=run.device)[variant.average])
+        run.ema.load_state_dict(kinds[variant.average])
         rows = rows or references(*run.pairs(to_float(run.held)))
         beside = {f.name: getattr(variant, f.name) for f in dataclasses.fields(variant)[3:]}
         config = dataclasses.asdict(run.config) | {"data": source, "out": variant.name, "variant": beside}
