@@ -126,7 +126,7 @@ nothing on others (`data/runs/overfitting`); its walks gain on those, too.""",
     "celeba64-deblur-blind-long": """ This is its second training
 (the preset of its name), with AdamW anew and from the weights of the first (`celeba64-deblur-blind-longer`,
 as preset and in `data/runs`): 14,400 steps of 16, 131 minutes on the same CPU. Together they saw 422,400
-images. What either held out the other saw: its seed is another.""",
+images. What either held out the other saw, as their seeds differ.""",
     "photos-robust": """ This is its last training of five
 (`--init RUN --alone 0.5 --mild 0.5 --seed 1 --steps 3700`: half of the pictures have one kind of damage
 alone, and JPEG is then weak more often), each with AdamW anew and from the weights of the one before. The
