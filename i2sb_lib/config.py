@@ -22,7 +22,7 @@ AS_THEY_ARE = "expected pairs as they are, got a degradation or noise for them, 
 BLIND = "expected a blind model for pairs or a degradation of one's own, such as celeba64-deblur-blind, got "
 BLIND += "one that is told its blur (tikhonov {})"
 FREE_ON_RESUME = {"data", "out", "minutes", "steps", "save_every", "eval_every", "tensorboard", "progress"}
-FREE_ON_RESUME |= {"skip_corrupt", "degraded", "accumulate", "device"}
+FREE_ON_RESUME |= {"skip_corrupt", "keep_best", "degraded", "accumulate", "device"}
 _TAKES: dict[Any, Any] = {
     float: float | int,
     float | None: float | int | None,
@@ -67,6 +67,8 @@ class TrainConfig(Design):
     minutes: float | None = None  # stop, resumably, after this long
     save_every: int = 500  # steps between saved states
     eval_every: int = 2000  # steps between metrics and contact sheets
+    # keep in out/best the weights with the highest PSNR of held-out images so far, in one call or in ten
+    keep_best: Literal["no", "psnr_1", "psnr_10"] = "no"
     tensorboard: bool = False  # log to TensorBoard in `out`
     progress: bool = True  # show a progress bar where the output is a terminal
 
@@ -100,6 +102,7 @@ class TrainConfig(Design):
             raise ValueError(f"expected size of at least 1, or height and width, got {self.size}")
         if self.degradation == CUSTOM and self.tikhonov:
             raise ValueError(BLIND.format(self.tikhonov))
+        expect("keep_best", "psnr_1 of regressions", lambda v: "10" not in v or self.process != "regression")
         expect("steps batch_size accumulate holdout save_every eval_every", "of at least 1", lambda v: v >= 1)
         zero = "damage_floor noise tikhonov warmup weight_decay seed minutes crops"
         expect(zero, "of at least 0", lambda v: 0 <= v < math.inf)

@@ -1,7 +1,8 @@
 r"""Gaussian mixtures, on which the bridge is exact: an oracle for the potentials and Algorithms 1 and 2.
 
 In component k, z = (x0, x1) ~ N(m_k, C_k), and the bridge shows y = L z + n: either y = x_t, with
-L = (a_t I, b_t I) and n ~ N(0, c_t^2 I), or y = (x_t, x1). With S_k = L C_k L^T + cov n,
+L = (a_t I, b_t I) and n ~ N(0, c_t^2 I), or (x_t, x1), of which y = (x_t - b_t x1, x1) says the same
+and stays apart at t = 1. With S_k = L C_k L^T + cov n,
 p(y) = sum_k w_k N(y; L m_k, S_k) and E[z | y, k] = m_k + C_k L^T S_k^-1 (y - L m_k).
 
 `MixtureBridge` is the Schrödinger bridge whose potentials are mixtures: its pairs are such a mixture too.
@@ -62,11 +63,14 @@ class MixturePair(NamedTuple):
         d = self.means.shape[1] // 2
         if xt.ndim != 2 or xt.shape[1] != d or (x1 is not None and x1.shape != xt.shape):
             raise ValueError(f"expected xt and x1 of shape (B, {d}), got {xt.shape} with x1={x1}")
-        y = (xt if x1 is None else torch.cat([xt, x1], 1)).double()
         t = torch.as_tensor(t, dtype=torch.float64).reshape(-1, 1, 1, 1)
         a, b, c = bridge.coefficients(t[:1] if bool((t == t[0]).all()) else t)
-        z, eye = torch.eye(2 * d).to(y), torch.eye(y.shape[1]).to(y)
-        see = torch.cat([a * z[:d] + b * z[d:], 0 * a + z[d:]], 2)[:, :, : len(eye)]  # L
+        y, z = xt.double(), torch.eye(2 * d).to(xt.device, torch.float64)
+        see = a * z[:d] + b * z[d:]  # L
+        if x1 is not None:
+            y = torch.cat([y - b[..., 0, 0] * x1, x1.to(y)], 1)
+            see = torch.cat([a * z[:d], 0 * a + z[d:]], 2)
+        eye = torch.eye(y.shape[1]).to(y)
         noise = c**2 * z[: len(eye), :d].sum(1) * eye  # x_t is noisy, x1 is known
         tiny = 1e-12 * self.means.square().max().maximum(self.covs.max())
         s = see @ self.covs @ see.mT + noise + tiny * eye  # (1 or B, K, M, M)
@@ -77,7 +81,10 @@ class MixturePair(NamedTuple):
         u = torch.einsum("bkji,bkj->bki", white, e)  # S^-1 (y - L m)
         x0 = self.means[:, :d] + torch.einsum("bkij,bkj->bki", self.covs[:, :d] @ see.mT, u)
         share = log_p.softmax(1)[..., None]
-        return log_p.logsumexp(1), -(share * u).sum(1), (share * x0).sum(1)
+        score = -(share * u).sum(1)
+        if x1 is not None:  # in (x_t, x1) again
+            score[:, d:] -= b[..., 0, 0] * score[:, :d]
+        return log_p.logsumexp(1), score, (share * x0).sum(1)
 
     def denoiser(self, bridge: Bridge, x1: Tensor | None = None) -> Denoise:
         """(xt, t) -> E[x0 | x_t] for `samplers.sample`, in xt's dtype; E[x0 | x_t, x1] given x1."""

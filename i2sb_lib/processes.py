@@ -23,6 +23,17 @@ with extra("train", "training"):
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+class MeanLoss(nn.Module):
+    """A denoiser's mean loss as a module's forward, so that data parallelism and compilation see it."""
+
+    def __init__(self, model: Any, floor: float) -> None:
+        super().__init__()
+        self.model, self.floor = model, floor
+
+    def forward(self, x0: Tensor, x1: Tensor, t: Tensor, noise: Tensor, g: Tensor) -> Tensor:
+        return torch.mean(self.model.loss(x0, x1, t, noise, self.floor, g))
+
+
 class Processes:
     """The processes of a run as one of them sees them; batches of `batch_size` are shared out evenly.
 

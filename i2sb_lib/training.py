@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
 from i2sb_lib import faults
 from i2sb_lib.batches import Batches, seeded
@@ -30,7 +30,7 @@ from i2sb_lib.faults import TrainingError, first_line
 from i2sb_lib.files import atomic_write, partials
 from i2sb_lib.images import psnr, save_image, to_float
 from i2sb_lib.inputs import check_network, design, inputs, load, moments_of, start_from
-from i2sb_lib.processes import Processes
+from i2sb_lib.processes import MeanLoss, Processes
 from i2sb_lib.progress import progress
 from i2sb_lib.samplers import sample
 from i2sb_lib.states import complete, read_state
@@ -39,17 +39,6 @@ LOG_EVERY = 50
 CPU = torch.device("cpu")
 PARTS = ("model", "ema", "optimizer", "scaler")  # of a state: what has a state of its own,
 VALUES = ("step", "seconds", "history", "pending", "fingerprint")  # and what is written as it is
-
-
-class _Loss(nn.Module):
-    """The mean loss as a module's forward, so that data parallelism and compilation see it."""
-
-    def __init__(self, model: Denoiser, floor: float) -> None:
-        super().__init__()
-        self.model, self.floor = model, floor
-
-    def forward(self, x0: Tensor, x1: Tensor, t: Tensor, noise: Tensor, g: Tensor) -> Tensor:
-        return self.model.loss(x0, x1, t, noise, self.floor, g).mean()
 
 
 def _host(config: TrainConfig) -> Processes:
@@ -69,7 +58,8 @@ class Trainer:
         self.config, self.out = config, Path(config.out)
         if not resume and any((self.out / name).exists() for name in ("state.pt", "model.json")):
             raise TrainingError(f"{self.out} holds a run; give --resume to go on, or another --out")
-        written = [self.out / "contact_sheet.png", self.out / "history.json", *self.out.glob("model-*-of-*")]
+        written = [self.out / name for name in ("contact_sheet.png", "history.json")]
+        written += [*self.out.glob("model-*-of-*"), *[self.out / "best"] * (config.keep_best != "no")]
         if not resume and (there := [file.name for file in written if file.exists()]):
             raise TrainingError(f"{self.out}: expected no {there[0]} there, which the run would replace")
         saved = read_state(self.out / "state.pt", config) if resume else None
@@ -103,7 +93,7 @@ class Trainer:
         self.pending: list[Tensor] = []  # losses since the last line of the history
         if saved:
             self._load(saved)
-        loss = _Loss(self.model, 2 * config.damage_floor / 255)
+        loss = MeanLoss(self.model, 2 * config.damage_floor / 255)
         self.wrapped = self.host.wrap(torch.compile(loss) if config.compile else loss)
 
     def _build(self) -> Denoiser:
@@ -128,7 +118,7 @@ class Trainer:
                 if name != "scaler" or state[name]:  # empty without fp16
                     getattr(self, name).load_state_dict(state[name])
             vars(self).update((name, state[name]) for name in VALUES)
-        for half in partials(self.out) if self.host.main else ():
+        for half in partials(self.out) + partials(self.out / "best") if self.host.main else ():
             half.unlink(missing_ok=True)
 
     def save(self) -> None:
@@ -142,9 +132,13 @@ class Trainer:
         if not self.host.main:
             return
         state = {name: getattr(self, name).state_dict() for name in PARTS}
+        found = {line["step"]: line[name] for line in self.history if (name := self.config.keep_best) in line}
         state |= {name: getattr(self, name) for name in VALUES} | {"config": dataclasses.asdict(self.config)}
         history = "[\n" + ",\n".join(json.dumps(line) for line in self.history) + "\n]\n"
         try:
+            if found.get(self.step, -math.inf) >= max(found.values(), default=0):
+                # before the state: what a kill takes between them, a resumed run repeats
+                save_pretrained(self.out / "best", self.ema, self.record())
             atomic_write(self.out / "state.pt", lambda p: torch.save(state, p))
             atomic_write(self.out / "history.json", lambda p: p.write_text(history, encoding="utf-8"))
             save_pretrained(self.out, self.ema, self.record())
@@ -282,15 +276,16 @@ def _train(config: TrainConfig, resume: bool, own: dict[str, Any]) -> dict[str, 
             run.seconds = before + time.monotonic() - started
             bar.update()
             last = run.step == config.steps
-            if (run.step % config.eval_every == 0 or last) and not (run.out / "state.pt").exists():
+            seen = run.step % config.eval_every == 0 or last
+            if seen and not (run.out / "state.pt").exists():
                 run.save()  # before its sheet: a folder that holds that alone could not be gone on with
             if run.step % LOG_EVERY == 0 or last:
                 bar.set_postfix(loss=f"{run.log()['loss']:.4f}", **metrics, refresh=False)
-            if (run.step % config.eval_every == 0 or last) and main:
+            if seen and main:
                 metrics = {k: round(v, 3) for k, v in run.monitor().items() if k != "step"}
             late = config.minutes is not None and run.seconds - before > 60 * config.minutes
             stop = run.host.largest(signals[0] + 1 if signals else int(late))
-            if run.step % config.save_every == 0 or last or stop:
+            if run.step % config.save_every == 0 or last or stop or (seen and config.keep_best != "no"):
                 run.save()
     bar.close()
     if run.writer:

@@ -112,7 +112,7 @@ def code_lines(source: str) -> int:
 
 def test_the_library_is_thin():
     assert max(len(f.read_text().splitlines()) for f in LIBRARY) <= 300
-    assert sum(code_lines(f.read_text()) for f in LIBRARY) <= 4350
+    assert sum(code_lines(f.read_text()) for f in LIBRARY) <= 4360
     assert code_lines('"""Doc\nstring."""\n\n# note\ndef f():\n    """Doc."""\n    return 1  # x\n') == 2
 
 

@@ -281,6 +281,50 @@ def test_metrics_along_the_way_begin_with_those_of_the_input(tiny):
     assert "psnr_input" not in Trainer(changed(tiny, degradation="none"), images=x0).monitor()
 
 
+@pytest.mark.parametrize(("name", "at"), [("psnr_1", 4), ("psnr_10", 6)])
+def test_the_best_weights_along_the_way_are_kept(tiny, name, at, monkeypatch):
+    """Those of step 4 by one call's PSNR, of step 6 by ten's, whatever came after, and after a kill, too."""
+    course, measured = {2: (30.0, 20.0), 4: (33.0, 21.0), 6: (32.0, 22.0), 8: (31.0, 21.5), 9: (31, 21)}, {}
+
+    def monitor(run, nfe=10):
+        measured[run.step] = [v.half().float() for v in run.ema.parameters()]
+        found = dict(zip(("psnr_1", "psnr_10"), course[run.step], strict=True))
+        run._note({"step": run.step} | found)
+        return found
+
+    def saved_at_step_8(run, save=Trainer.save):
+        if run.step == 8:
+            raise SystemExit
+        save(run)
+
+    monkeypatch.setattr(Trainer, "monitor", monitor)
+    config = changed(tiny, keep_best=name, eval_every=2, save_every=100)
+    with monkeypatch.context() as killed:
+        killed.setattr(Trainer, "save", saved_at_step_8)
+        with pytest.raises(SystemExit):
+            train(config)
+    assert state(config)["step"] == 6
+    for finished in (False, True):
+        best = load_pretrained(Path(config.out) / "best", "cpu")
+        assert best.record["step"] == at
+        for ours, theirs in zip(best.denoiser.parameters(), measured[at], strict=True):
+            torch.testing.assert_close(ours.detach(), theirs, rtol=1e-3, atol=1e-6)
+        if not finished:
+            train(config, resume=True)
+    last = load_pretrained(config.out, "cpu")
+    assert last.record["step"] == 9
+    assert not all(map(torch.equal, last.denoiser.parameters(), measured[at]))
+
+
+def test_best_weights_take_nothing_s_place_and_a_regression_has_no_walk(tiny):
+    (Path(tiny.out) / "best").mkdir(parents=True)
+    with pytest.raises(TrainingError, match="expected no best there, which the run would replace"):
+        Trainer(dataclasses.replace(tiny, keep_best="psnr_1"))
+    Trainer(tiny)
+    with pytest.raises(ValueError, match=r"expected keep_best psnr_1 of regressions, got 'psnr_10'"):
+        changed(tiny, keep_best="psnr_10", process="regression")
+
+
 def test_a_contact_sheet_shows_what_no_file_holds(tiny, monkeypatch):
     """Noise leads beyond what a picture holds, and half precision to nan: neither ends a run."""
     config = changed(tiny, noise=1.0, quantise=False, steps=1)
