@@ -16,10 +16,10 @@ from i2sb_lib.bridge import Bridge
 from i2sb_lib.checkpoints import Pretrained, load_pretrained
 from i2sb_lib.config import PRESETS, TrainConfig
 from i2sb_lib.data import load_images
-from i2sb_lib.degradations import create_degradation
+from i2sb_lib.degradations import GaussianBlur, create_degradation
 from i2sb_lib.estimation import estimate_sigma
 from i2sb_lib.evaluation import evaluate
-from i2sb_lib.images import open_image, psnr, quantise, save_image, to_float, to_tensor
+from i2sb_lib.images import open_image, psnr, quantise, save_image, to_float, to_tensor, to_uint8
 from i2sb_lib.training import Trainer
 
 pytestmark = pytest.mark.slow
@@ -693,3 +693,30 @@ def test_a_specialist_stands_beside_the_model_that_it_began_from(tmp_path, monke
     for row, name in zip(record["results"], ("own", "first"), strict=True):
         won = psnr(load_pretrained(tmp_path / name, "cpu").restore(x1, 1), x0) - psnr(x1, x0)
         assert row["psnr"]["change"][0] == pytest.approx(float(won.mean()), abs=1e-4)
+
+
+def test_what_a_model_changes_is_set_beside_what_is_blurred(tmp_path, monkeypatch):
+    module, (_, run, _) = script("photos_soft"), robust(tmp_path, "first")
+    run.save()
+    ramp = torch.linspace(-1, 1, 64).expand(1, 3, 64, 64)
+    noise = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) / 8
+    found = [float(module.sharpness(x)) for x in (ramp, noise, GaussianBlur(17, 1.0)(noise))]
+    assert found[:2] == [pytest.approx(0.25, abs=1e-4), pytest.approx(1, abs=0.04)]
+    assert found[2] < 0.4
+    where = ["--checkpoint", str(tmp_path / "first"), "--record", str(tmp_path / "record"), "--limit", "6"]
+    monkeypatch.setattr(sys, "argv", ["photos_soft.py", *where, "--sheet", "embedded"])
+    x0 = to_float(script("photos").pictures("embedded", "embedded", 6))
+    model = load_pretrained(tmp_path / "first", "cpu")
+    model.record["least_change"] = float(
+        (127.5 * (model.restore(x0) - x0)).square().mean((1, 2, 3)).sqrt().median()
+    )
+    monkeypatch.setattr(module, "load_pretrained", lambda *_: model)
+    module.main()
+    (row,) = json.loads((tmp_path / "record" / "metrics.json").read_text())["results"]
+    same = (to_uint8(model.restore(x0)) == to_uint8(x0)).flatten(1).all(1)
+    assert 0 < int(same.sum()) < len(x0) == row["images"]
+    assert row["kept"] == pytest.approx(sorted(module.sharpness(x0[same]).tolist()), abs=1e-4)
+    assert row["changed"] == pytest.approx(sorted(module.sharpness(x0[~same]).tolist()), abs=1e-4)
+    assert max(row["kept, blur 0.75"]) < max(row["kept, blur 0.5"]) < max(row["kept"])
+    sheet = to_tensor(open_image(tmp_path / "record" / "sheet.png"))
+    assert torch.equal(sheet[:, :64, :64], to_uint8(x0[~same][0]))
