@@ -22,7 +22,7 @@ AS_THEY_ARE = "expected pairs as they are, got a degradation or noise for them, 
 BLIND = "expected a blind model for pairs or a degradation of one's own, such as celeba64-deblur-blind, got "
 BLIND += "one that is told its blur (tikhonov {})"
 FREE_ON_RESUME = {"data", "out", "minutes", "steps", "save_every", "eval_every", "tensorboard", "progress"}
-FREE_ON_RESUME |= {"skip_corrupt", "keep_best", "degraded", "accumulate", "device"}
+FREE_ON_RESUME |= {"skip_corrupt", "degraded", "accumulate", "device"}
 _TAKES: dict[Any, Any] = {
     float: float | int,
     float | None: float | int | None,

@@ -58,7 +58,8 @@ class MixturePair(NamedTuple):
         """log p(y), its gradient in y and E[x0 | y]: (B,), (B, D or 2D) and (B, D), float64.
 
         t: (B,) or a number in [0, 1].  xt, x1: (B, D), else ValueError. 1e-12 of the scale is added
-        to S_k: that covers the ends and singular pairs, where p(y) is defined only up to a factor.
+        to S_k: that covers the ends and singular pairs, where p(y) is defined only up to a factor, and its
+        gradient has four digits.
         """
         d = self.means.shape[1] // 2
         if xt.ndim != 2 or xt.shape[1] != d or (x1 is not None and x1.shape != xt.shape):
@@ -83,7 +84,7 @@ class MixturePair(NamedTuple):
         share = log_p.softmax(1)[..., None]
         score = -(share * u).sum(1)
         if x1 is not None:  # in (x_t, x1) again
-            score[:, d:] -= b[..., 0, 0] * score[:, :d]
+            score = torch.cat([score[:, :d], score[:, d:] - b[..., 0, 0] * score[:, :d]], 1)
         return log_p.logsumexp(1), score, (share * x0).sum(1)
 
     def denoiser(self, bridge: Bridge, x1: Tensor | None = None) -> Denoise:

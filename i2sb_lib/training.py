@@ -132,7 +132,8 @@ class Trainer:
         if not self.host.main:
             return
         state = {name: getattr(self, name).state_dict() for name in PARTS}
-        found = {line["step"]: line[name] for line in self.history if (name := self.config.keep_best) in line}
+        course = [(line["step"], line.get(self.config.keep_best, math.nan)) for line in self.history]
+        found = {step: value for step, value in course if not math.isnan(value)}
         state |= {name: getattr(self, name) for name in VALUES} | {"config": dataclasses.asdict(self.config)}
         history = "[\n" + ",\n".join(json.dumps(line) for line in self.history) + "\n]\n"
         try:
@@ -265,6 +266,9 @@ def _train(config: TrainConfig, resume: bool, own: dict[str, Any]) -> dict[str, 
         run.save()  # a kill may have come between the last state and its weights
     with faults.noted_signals() as signals:
         while run.step < config.steps and not stop:
+            seen = (run.step + 1) % config.eval_every == 0 or run.step + 1 == config.steps
+            if seen and not (run.out / "state.pt").exists():
+                run.save()  # before a sheet: a folder that holds that alone could not be gone on with
             try:
                 run.optimise()
             except Exception:  # a terminal's Ctrl-C ends the compiler at work, too
@@ -276,9 +280,6 @@ def _train(config: TrainConfig, resume: bool, own: dict[str, Any]) -> dict[str, 
             run.seconds = before + time.monotonic() - started
             bar.update()
             last = run.step == config.steps
-            seen = run.step % config.eval_every == 0 or last
-            if seen and not (run.out / "state.pt").exists():
-                run.save()  # before its sheet: a folder that holds that alone could not be gone on with
             if run.step % LOG_EVERY == 0 or last:
                 bar.set_postfix(loss=f"{run.log()['loss']:.4f}", **metrics, refresh=False)
             if seen and main:
