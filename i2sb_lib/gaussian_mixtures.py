@@ -63,7 +63,8 @@ class MixturePair(NamedTuple):
         """
         d = self.means.shape[1] // 2
         if xt.ndim != 2 or xt.shape[1] != d or (x1 is not None and x1.shape != xt.shape):
-            raise ValueError(f"expected xt and x1 of shape (B, {d}), got {xt.shape} with x1={x1}")
+            got = [None if v is None else tuple(v.shape) for v in (xt, x1)]
+            raise ValueError(f"expected xt and, where given, x1 of one shape (B, {d}), got {got}")
         t = torch.as_tensor(t, dtype=torch.float64).reshape(-1, 1, 1, 1)
         a, b, c = bridge.coefficients(t[:1] if bool((t == t[0]).all()) else t)
         y, z = xt.double(), torch.eye(2 * d).to(xt.device, torch.float64)

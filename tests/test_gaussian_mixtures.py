@@ -155,8 +155,21 @@ def test_point_masses_at_the_clean_end():
     for bridge in BRIDGES:
         x0_hat = p.posterior(bridge, 0.0, points)[2]
         torch.testing.assert_close(x0_hat, points, rtol=0, atol=1e-10)
-    with pytest.raises(ValueError, match="shape"):
+    with pytest.raises(ValueError, match=r"one shape \(B, 1\), got \[\(4, 2\), None\]$"):
         p.posterior(BRIDGES[0], 0.5, torch.zeros(4, 2))
+    with pytest.raises(ValueError, match=r"got \[\(4, 1\), \(3, 1\)\]$"):
+        p.posterior(BRIDGES[0], 0.5, torch.zeros(4, 1), torch.zeros(3, 1))
+
+
+def test_the_score_given_x1_has_derivatives():
+    """In time, too, of which both of its halves depend."""
+    t = torch.tensor([0.2, 0.7], dtype=F64, requires_grad=True)
+    x = torch.zeros(2, 2, dtype=F64)
+
+    def score(t):
+        return pair("noisy").posterior(BRIDGES[0], t, x, x + 1)[1]
+
+    assert torch.autograd.gradcheck(score, t)
 
 
 @pytest.mark.parametrize("kind", KINDS)
