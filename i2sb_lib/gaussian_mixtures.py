@@ -58,8 +58,8 @@ class MixturePair(NamedTuple):
         """log p(y), its gradient in y and E[x0 | y]: (B,), (B, D or 2D) and (B, D), float64.
 
         t: (B,) or a number in [0, 1].  xt, x1: (B, D), else ValueError. 1e-12 of the scale is added
-        to S_k: that covers the ends and singular pairs, where p(y) is defined only up to a factor, and its
-        gradient has four digits.
+        to S_k: that covers the ends and singular pairs, where p(y) is defined only up to a factor, and
+        rounding shows in its gradient.
         """
         d = self.means.shape[1] // 2
         if xt.ndim != 2 or xt.shape[1] != d or (x1 is not None and x1.shape != xt.shape):
